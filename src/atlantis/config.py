@@ -1,0 +1,212 @@
+"""The recipe: everything a run depends on, validated before anything expensive starts."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from atlantis.data.config import DataConfig
+from atlantis.errors import ConfigError
+from atlantis.evaluation.stage import EvaluationConfig
+from atlantis.models.loading import LoadingConfig
+from atlantis.scoring.stage import ScoringConfig
+from atlantis.training.stage import TrainingConfig
+from atlantis.weighting.schemes import Weighting
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelsConfig(_Config):
+    """The model family."""
+
+    large: str
+    """The model to be trained: a folder or a Hub name."""
+    small: str
+    """The small base model, of the same tokenizer."""
+    loading: LoadingConfig = LoadingConfig()
+    """How models are put into memory."""
+
+
+def _family(value: Any) -> Any:
+    """A bare path stands for a folder with ``large`` and ``small`` in it."""
+    if not isinstance(value, str):
+        return value
+    return {"large": f"{value}/large", "small": f"{value}/small"}
+
+
+class ReferenceConfig(_Config):
+    """The tuned small model: given by name, or made here."""
+
+    model: str | None = None
+    """Folder or Hub name of a tuned model; None to fine-tune the small model here."""
+    train_on: Literal["trusted", "train"] = "trusted"
+    """Which rows the small model is tuned on, when it is made here."""
+    training: TrainingConfig = TrainingConfig()
+    """Hyperparameters of that fine-tuning."""
+
+
+class ArmConfig(_Config):
+    """One way of training the large model."""
+
+    rows: Literal["train", "train+trusted", "right"] = "train"
+    """The noisy rows, these and the trusted ones, or only those whose label is the true one."""
+    weights: Weighting | None = None
+    """How the rows are weighted; None for ones."""
+
+    @model_validator(mode="after")
+    def _only_training_rows_have_weights(self) -> Self:
+        if self.weights is not None and self.rows != "train":
+            raise ValueError("weights are computed for the training rows: use rows: train")
+        return self
+
+
+class RunConfig(_Config):
+    """A whole experiment: data, models, arms, and how they are compared."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run, and of its folder."""
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Each seed trains its own reference and every arm."""
+    models: Annotated[ModelsConfig, BeforeValidator(_family)]
+    """The model family, or a folder that holds ``large`` and ``small``."""
+    data: DataConfig
+    """Training, trusted and test rows."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """The model whose opinion makes the weights."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How completions are scored."""
+    training: TrainingConfig = TrainingConfig()
+    """How the large model is fine-tuned, the same in every arm."""
+    arms: dict[str, ArmConfig] = Field(min_length=1)
+    """What is compared, by name."""
+    baseline: str = "sft"
+    """The arm that every other one is compared with."""
+    control: str | None = "shuffled"
+    """The arm that shows what uneven weights alone do."""
+    headline: str = "atlantis"
+    """The arm that the verdict of the report is about."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How checkpoints are tested."""
+    keep_models: Literal["all", "headline", "none"] = "headline"
+    """Which arms' checkpoints stay on disk once they are tested."""
+
+    @model_validator(mode="after")
+    def _arms_exist(self) -> Self:
+        for role in ("baseline", "control", "headline"):
+            name = getattr(self, role)
+            if name is not None and name not in self.arms:
+                raise ValueError(f"{role}: {name!r} is no arm; there are {', '.join(self.arms)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} has a seed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _trusted_rows_exist(self) -> Self:
+        needs = [name for name, arm in self.arms.items() if arm.rows == "train+trusted"]
+        if self.reference.model is None and self.reference.train_on == "trusted":
+            needs.append("reference")
+        if needs and self.data.trusted is None:
+            raise ValueError(f"{needs[0]} needs trusted rows: give data.trusted")
+        return self
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """Names and files of the recipes that come with the package."""
+    folder = Path(str(resources.files("atlantis.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name: str, changes: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe by path or built-in name, with ``a.b=value`` changes applied in order.
+
+    Raises:
+        ConfigError: There is no such recipe, it is no YAML, or a key or value is wrong.
+    """
+    path = builtin_recipes().get(name, Path(name))
+    if not path.is_file():
+        raise ConfigError(
+            f"{name}: neither a recipe file nor a built-in one ({', '.join(builtin_recipes())})"
+        )
+    settings = _read_yaml(path)
+    for change in changes:
+        _change(settings, change)
+    return validate_recipe(settings, where=str(path))
+
+
+def validate_recipe(settings: Mapping[str, Any], *, where: str) -> RunConfig:
+    """Check a recipe's settings; the error names the key, and the nearest known one.
+
+    Raises:
+        ConfigError: A key or value is wrong.
+    """
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {describe(error, RunConfig)}") from None
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first validation error in one line: where, what, and the nearest known key."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        near = difflib.get_close_matches(key, sorted(_known_keys(model)), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {place!r}{hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{place}: {message}{shown}" if place else f"{message}{shown}"
+
+
+def _known_keys(model: type[BaseModel]) -> set[str]:
+    """Names of all settings anywhere in a configuration."""
+    found: set[str] = set()
+    schema = model.model_json_schema()
+    for part in [schema, *schema.get("$defs", {}).values()]:
+        found |= set(part.get("properties", {}))
+    return found
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML ({reason})") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of settings")
+    return settings
+
+
+def _change(settings: dict[str, Any], change: str) -> None:
+    """Apply one ``a.b=value``; the value is read as YAML."""
+    place, equals, text = change.partition("=")
+    if not equals or not place:
+        raise ConfigError(f"--set {change}: write key.subkey=value")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {change}: the value is not valid YAML") from None
+    *parents, last = place.split(".")
+    target = settings
+    for parent in parents:
+        below = target.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"--set {change}: {parent!r} holds a value, not settings")
+        target = below
+    target[last] = value

@@ -1,0 +1,1 @@
+"""Reading training and test data: files in, frozen examples out."""

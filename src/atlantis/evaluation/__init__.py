@@ -1,0 +1,1 @@
+"""From predictions to numbers: metrics of one arm, and comparisons between arms."""

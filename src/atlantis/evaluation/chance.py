@@ -1,0 +1,133 @@
+"""Does weighting stand a chance? Asked before anything is trained with the weights.
+
+Weights are only as good as the reference. On trusted rows that the reference never saw, this
+measures how often it and the small model are right; from how often the reference agrees with the
+given labels of the training rows it estimates how many of those are right; and it looks at where
+the weight goes. True labels of the training rows are not used.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from atlantis.evaluation.stage import true_label
+from atlantis.records import Example
+
+CONSTANT_ESS_FRACTION = 0.99
+SHIFTED_CLASS_SHARE = 0.25
+"""Largest share of the training mass that weights may move between classes."""
+_LEAST_SKILL = 0.1
+"""Under this much accuracy above chance, agreement says nothing about the labels."""
+
+
+def chance_report(
+    *,
+    heldout: Sequence[Example],
+    reference_answers: Sequence[str],
+    small_answers: Sequence[str],
+    reference_logprobs: float,
+    small_logprobs: float,
+    train: Sequence[Example],
+    reference_train_answers: Sequence[str],
+    num_labels: int,
+    diagnostics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Measure, and say in one sentence whether the weights are likely to help.
+
+    Args:
+        heldout: Trusted rows that the reference was not trained on.
+        reference_answers: The reference's label for each of them.
+        small_answers: The small base model's label for each of them.
+        reference_logprobs: Mean log-probability per true label under the reference.
+        small_logprobs: The same under the small model.
+        train: Training rows, or a sample of them, with their given labels.
+        reference_train_answers: The reference's label for each of those.
+        num_labels: Size of the closed set.
+        diagnostics: Diagnostics of the weights, with the mean weight per class.
+
+    Returns:
+        ``verdict`` (``help``, ``nothing``, ``harm`` or ``unclear``), ``sentence`` and the figures.
+    """
+    gold = [true_label(row) for row in heldout]
+    reference = _accuracy(gold, reference_answers)
+    given = [str(row.label) for row in train]
+    agreement = float(
+        np.mean([g == a for g, a in zip(given, reference_train_answers, strict=True)])
+    )
+    label_accuracy = estimated_label_accuracy(agreement, reference["mean"], num_labels)
+    moved = _moved_share(diagnostics["mean_weight_by_group"].get("label", {}))
+    verdict, reason = _judge(reference, label_accuracy, diagnostics["ess_fraction"], moved)
+    return {
+        "verdict": verdict,
+        "sentence": reason,
+        "reference_accuracy": reference,
+        "small_accuracy": _accuracy(gold, small_answers),
+        "reference_mean_logprob": reference_logprobs,
+        "small_mean_logprob": small_logprobs,
+        "agreement_with_given_labels": agreement,
+        "label_accuracy_estimate": label_accuracy,
+        "mass_moved_between_classes": moved,
+        "ess_fraction": diagnostics["ess_fraction"],
+    }
+
+
+def estimated_label_accuracy(agreement: float, accuracy: float, num_labels: int) -> float | None:
+    r"""Share of right labels, from how often a model of known accuracy agrees with them.
+
+    If model and labels err independently and a wrong answer is any other label alike, they agree
+    with probability :math:`A = a q + (1 - a)(1 - q) / (K - 1)`; this solves for q.
+
+    Args:
+        agreement: A, measured on the training rows.
+        accuracy: a, measured on trusted rows.
+        num_labels: K.
+
+    Returns:
+        q between 0 and 1, or None where the model is too weak to tell.
+    """
+    by_accident = (1.0 - accuracy) / (num_labels - 1)
+    if accuracy - by_accident < _LEAST_SKILL:
+        return None
+    return float(np.clip((agreement - by_accident) / (accuracy - by_accident), 0.0, 1.0))
+
+
+def _accuracy(gold: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
+    """Share of right answers with an exact binomial 95 % interval."""
+    num_right = sum(g == a for g, a in zip(gold, answers, strict=True))
+    interval = stats.binomtest(num_right, len(gold)).proportion_ci(0.95)
+    return {
+        "mean": num_right / len(gold),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "n": len(gold),
+    }
+
+
+def _moved_share(classes: Mapping[str, Mapping[str, float]]) -> float:
+    """Total-variation distance between the classes' shares before and after weighting."""
+    if not classes:
+        return 0.0
+    counts = np.array([group["n"] for group in classes.values()], dtype=np.float64)
+    mass = counts * np.array([group["mean"] for group in classes.values()])
+    return float(np.abs(counts / counts.sum() - mass / mass.sum()).sum() / 2)
+
+
+def _judge(
+    reference: Mapping[str, Any], label_accuracy: float | None, ess_fraction: float, moved: float
+) -> tuple[str, str]:
+    figures = f"reference right on {reference['mean']:.0%} of {reference['n']} held-out rows"
+    if label_accuracy is not None:
+        figures += f", given labels on about {label_accuracy:.0%}"
+    if ess_fraction > CONSTANT_ESS_FRACTION:
+        return "nothing", f"The weights are nearly constant: expect plain SFT ({figures})."
+    if label_accuracy is None:
+        return "harm", f"The reference is too weak to tell right labels from wrong ({figures})."
+    if reference["high"] < label_accuracy:
+        return "harm", f"The reference knows less than the labels it is to judge ({figures})."
+    if moved > SHIFTED_CLASS_SHARE:
+        return "harm", f"The weights move {moved:.0%} of the mass between classes ({figures})."
+    if reference["low"] > label_accuracy:
+        return "help", f"The reference knows more than the labels it is to judge ({figures})."
+    return "unclear", f"The reference knows about as much as the labels ({figures})."

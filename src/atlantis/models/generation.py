@@ -1,0 +1,54 @@
+"""Prompts to completions with transformers, greedily."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.inference_mode()
+def generate_greedily(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+) -> list[str]:
+    """The text that greedy decoding gives after each prompt, special tokens left out."""
+    encoded: Any = tokenizer(list(prompts))["input_ids"] if prompts else []
+    order = sorted(range(len(prompts)), key=lambda row: -len(encoded[row]))
+    texts = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        generated = _generate(model, tokenizer, [encoded[row] for row in rows], max_new_tokens)
+        for row, ids in zip(rows, generated, strict=True):
+            texts[row] = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return texts
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    longest = max(len(prompt) for prompt in prompts)
+    end_of_turn: Any = tokenizer.eos_token_id
+    # Padded on the left, so that every row's last prompt token is where generation starts.
+    input_ids = torch.full((len(prompts), longest), end_of_turn)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, longest - len(prompt) :] = 1
+    generate: Any = model.generate
+    output: Any = generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end_of_turn,
+        pad_token_id=end_of_turn,
+    )
+    return output[:, longest:].tolist()

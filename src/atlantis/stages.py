@@ -1,0 +1,88 @@
+"""Cached work: a stage is a folder named after the digest of everything it depends on.
+
+Stages are pulled: asking for one makes what it needs, unless that is there. A stage writes into
+``<folder>.partial`` and is renamed when done, so that a folder under its own name is always whole,
+and a kill at any moment costs at most the stage that was running.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from atlantis.store import digest_json, sync_folder, write_json
+
+DONE = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A piece of work with a result on disk."""
+
+    root: Path
+    """Folder of all stages of the run."""
+    name: str
+    """Readable name, such as ``train-atlantis-seed0``."""
+    settings: Mapping[str, Any]
+    """Everything besides the inputs that the result depends on, JSON."""
+    inputs: "tuple[Stage, ...]"
+    """Stages whose results this one reads."""
+    work: Callable[[Path], None]
+    """Fills the folder that it is given."""
+    resumable: bool = False
+    """Whether ``work`` goes on from what a killed run left in the folder."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the settings and of the inputs' digests."""
+        return digest_json(
+            {
+                "name": self.name,
+                "settings": self.settings,
+                "inputs": [stage.digest for stage in self.inputs],
+            }
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the result is, once it is done."""
+        return self.root / f"{self.name}-{self.digest[:12]}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the result is there and whole."""
+        return (self.folder / DONE).is_file()
+
+    def make(self, announce: "Callable[[Stage], None]") -> Path:
+        """Return the folder of the result, doing the work and what it needs if necessary."""
+        if self.is_done:
+            return self.folder
+        for stage in self.inputs:
+            stage.make(announce)
+        announce(self)
+        partial = self.folder.with_name(self.folder.name + ".partial")
+        if not self.resumable and partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        self.work(partial)
+        record = {"name": self.name, "digest": self.digest, "settings": self.settings}
+        write_json(partial / DONE, record)
+        partial.rename(self.folder)
+        sync_folder(self.root)
+        return self.folder
+
+    def walk(self) -> "Iterator[Stage]":
+        """Every stage that this one needs, inputs first, each once, and itself last."""
+        seen: set[str] = set()
+
+        def visit(stage: Stage) -> Iterator[Stage]:
+            if stage.digest in seen:
+                return
+            seen.add(stage.digest)
+            for needed in stage.inputs:
+                yield from visit(needed)
+            yield stage
+
+        yield from visit(self)
