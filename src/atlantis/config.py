@@ -1,8 +1,6 @@
 """The recipe: everything a run depends on, validated before anything expensive starts."""
 
-import difflib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,7 +10,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
@@ -20,8 +17,10 @@ from atlantis.data.config import DataConfig
 from atlantis.errors import ConfigError
 from atlantis.evaluation.stage import EvaluationConfig
 from atlantis.models.loading import LoadingConfig
+from atlantis.recipes import builtin_recipes
 from atlantis.scoring.stage import ScoringConfig
 from atlantis.training.stage import TrainingConfig
+from atlantis.validation import validated
 from atlantis.weighting.schemes import Weighting
 
 
@@ -123,12 +122,6 @@ class RunConfig(_Config):
         return self
 
 
-def builtin_recipes() -> dict[str, Path]:
-    """Names and files of the recipes that come with the package."""
-    folder = Path(str(resources.files("atlantis.recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
 def load_recipe(name: str, changes: Sequence[str] = ()) -> RunConfig:
     """Read a recipe by path or built-in name, with ``a.b=value`` changes applied in order.
 
@@ -152,34 +145,7 @@ def validate_recipe(settings: Mapping[str, Any], *, where: str) -> RunConfig:
     Raises:
         ConfigError: A key or value is wrong.
     """
-    try:
-        return RunConfig.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {describe(error, RunConfig)}") from None
-
-
-def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first validation error in one line: where, what, and the nearest known key."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        near = difflib.get_close_matches(key, sorted(_known_keys(model)), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"unknown key {place!r}{hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first["input"]
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{place}: {message}{shown}" if place else f"{message}{shown}"
-
-
-def _known_keys(model: type[BaseModel]) -> set[str]:
-    """Names of all settings anywhere in a configuration."""
-    found: set[str] = set()
-    schema = model.model_json_schema()
-    for part in [schema, *schema.get("$defs", {}).values()]:
-        found |= set(part.get("properties", {}))
-    return found
+    return validated(RunConfig, settings, where=where)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from atlantis.store import (
     exclusive,
     read_json,
     read_table,
-    write_atomically,
+    write_bytes,
     write_json,
     write_table,
 )
@@ -41,6 +41,7 @@ from atlantis.weighting.schemes import Shuffled, WeightingConfig
 
 _CHECKED_TRAINING_ROWS = 1000
 """Training rows that the check before training asks the reference about."""
+_MOST_LABELS = 200
 _ENTITY_TYPES = "entity_types"
 """Pseudo-arm: a table from entity types to relations, where the data have types."""
 _REPORT_FILES = ("report.html", "report.json")
@@ -61,6 +62,11 @@ class Pipeline:
         self._completions = {
             label: config.data.completion.format(label=label) for label in self.splits.labels.names
         }
+        if len(self.splits.labels.names) > _MOST_LABELS:
+            raise ConfigError(
+                f"data: {len(self.splits.labels.names)} different completions; a recipe compares "
+                f"arms on a closed set of at most {_MOST_LABELS} labels"
+            )
         names = [config.models.large, config.models.small, config.reference.model]
         self._fingerprints = {name: fingerprint_model(name) for name in names if name is not None}
         for name in self._fingerprints:
@@ -84,8 +90,7 @@ class Pipeline:
                     self._discard(arm, seed)
             folder = self.report.make(announce)
             for name in _REPORT_FILES:
-                content = (folder / name).read_bytes()
-                write_atomically(self.out / name, lambda path, c=content: _write_bytes(path, c))
+                write_bytes(self.out / name, (folder / name).read_bytes())
         return read_json(self.comparison.folder / "comparison.json")
 
     @cached_property
@@ -314,7 +319,7 @@ class Pipeline:
         settings = {
             "recipe": self.config.model_dump(mode="json"),
             "notes": list(self.splits.notes),
-            "code": 1,
+            "code": report.VERSION,
         }
         return self._stage("report", settings, inputs, work)
 
@@ -473,9 +478,7 @@ class Pipeline:
         keep = self.config.keep_models
         if keep == "all" or (keep == "headline" and arm == self.config.headline):
             return
-        folder = self.trained(arm, seed).folder
-        if folder.exists():
-            shutil.rmtree(folder)
+        self.trained(arm, seed).discard()
 
 
 def _seeded(config: WeightingConfig, seed: int) -> WeightingConfig:
@@ -502,7 +505,3 @@ def _example_table(rows: Sequence[Example]) -> pa.Table:
     names = list(Example.__dataclass_fields__)
     schema = pa.schema([(name, pa.string()) for name in names])
     return pa.table({name: [getattr(row, name) for row in rows] for name in names}, schema=schema)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

@@ -62,7 +62,7 @@ class Stage:
         for stage in self.inputs:
             stage.make(announce)
         announce(self)
-        partial = self.folder.with_name(self.folder.name + ".partial")
+        partial = self._partial
         if not self.resumable and partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
@@ -72,6 +72,19 @@ class Stage:
         partial.rename(self.folder)
         sync_folder(self.root)
         return self.folder
+
+    def discard(self) -> None:
+        """Delete the result; a kill in the middle leaves no folder under its own name."""
+        if self.folder.exists():
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self.folder.rename(self._partial)
+        if self._partial.exists():
+            shutil.rmtree(self._partial)
+
+    @property
+    def _partial(self) -> Path:
+        """Where the work is done, or undone."""
+        return self.folder.with_name(self.folder.name + ".partial")
 
     def walk(self) -> "Iterator[Stage]":
         """Every stage that this one needs, inputs first, each once, and itself last."""

@@ -55,9 +55,23 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys; NaN and infinities are refused (`ValueError`)."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+    """Write JSON, keys in their order; NaN and infinities are refused (`ValueError`)."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8; lone surrogates pass through."""
+    write_bytes(path, text.encode("utf-8", "surrogatepass"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write)
 
 
 def read_json(path: Path) -> Any:
@@ -218,7 +232,10 @@ class ScoreStore:
     def _manifest(self) -> dict[str, Any]:
         if not (self.folder / MANIFEST).exists():
             raise StoreError(f"{self.folder} is not a score store: it has no {MANIFEST}")
-        return read_json(self.folder / MANIFEST)
+        manifest = read_json(self.folder / MANIFEST)
+        if not isinstance(manifest, dict) or "parts" not in manifest:
+            raise StoreError(f"{self.folder} is not a score store: its {MANIFEST} has no parts")
+        return manifest
 
 
 def check_fingerprint(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -238,7 +255,3 @@ def check_fingerprint(where: Path, found: Mapping[str, Any], expected: Mapping[s
 def _score_table(rows: list[TokenScores]) -> pa.Table:
     columns = {name: [getattr(row, name) for row in rows] for name in SCORE_SCHEMA.names}
     return pa.table(columns, schema=SCORE_SCHEMA)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="surrogatepass")

@@ -52,14 +52,18 @@ def pareto_k(log_weights: Float[np.ndarray, " example"]) -> float | None:
     sees a flat tail and k looks good.
 
     Returns:
-        k-hat, or None where no tail can be fitted (constant weights, or fewer than 25 above zero).
+        k-hat, or None where no tail can be fitted: the weights are constant or the largest ones are
+        all the same (at a clip bound), or fewer than 25 are above zero.
     """
     positive = log_weights[np.isfinite(log_weights)]
     if positive.size < _SMALLEST_TAIL_FIT or np.ptp(positive) == 0:
         return None
     # The minus: see `atlantis.numerics.importance.pareto_smooth`.
-    with np.errstate(all="ignore"):  # vanished weights underflow inside the fit, as documented
-        _, k = array_stats.psislw(-(positive - positive.max()))
+    try:
+        with np.errstate(all="ignore"):  # vanished weights underflow inside the fit, as documented
+            _, k = array_stats.psislw(-(positive - positive.max()))
+    except ValueError:  # "All tail values are the same": clipping has made them so
+        return None
     return float(k) if math.isfinite(float(k)) else None
 
 

@@ -22,6 +22,9 @@ _WORD = r" ?</?e[12]>|\(e[12],e[12]\)| ?[A-Za-z]+(?:-[A-Za-z]+)*| ?[^\sA-Za-z]|\
 
 
 _MOST_TOKENS = 256
+_LABEL_SMOOTHING = 0.05
+"""Without it the untrained models give a word that they never saw, such as a label, a probability
+that swings by orders of magnitude with the sentence, and the weights divide by it."""
 _INSTRUCTION = "In short, Relation: Answer: Which relation holds between the entities?"
 """Words that no sentence may have but a prompt template may want."""
 
@@ -178,7 +181,10 @@ def _next_token_nll(model: Qwen3ForCausalLM, batch: Tensor) -> Tensor:
     """Mean negative log-likelihood over the tokens of a right-padded batch."""
     logits = model(input_ids=batch, attention_mask=batch != _PAD_ID).logits
     return nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten(), ignore_index=_PAD_ID
+        logits[:, :-1].flatten(0, 1),
+        batch[:, 1:].flatten(),
+        ignore_index=_PAD_ID,
+        label_smoothing=_LABEL_SMOOTHING,
     )
 
 

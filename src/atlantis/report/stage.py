@@ -1,7 +1,6 @@
 """Artifacts of a finished experiment -> report.html and report.json. Reads files, never a model."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,11 @@ from atlantis.report.distributions import (
 from atlantis.report.page import render
 from atlantis.report.verdict import verdict
 from atlantis.report.words import arm_title
+from atlantis.store import write_text
 
-_FORMAT = 1
+VERSION = 1
+"""Raised when a change of the code changes reports."""
+
 _T = TypeVar("_T")
 
 
@@ -77,8 +79,10 @@ def run(inputs: ReportInputs, out: Path) -> ReportFiles:
     document = build(inputs)
     out.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(html=out / "report.html", json=out / "report.json")
-    _write(files.html, render(document))
-    _write(files.json, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(files.html, render(document))
+    write_text(
+        files.json, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     return files
 
 
@@ -96,7 +100,7 @@ def build(inputs: ReportInputs) -> dict[str, Any]:
     diagnostics = next(iter(tables_of_arm.values())).diagnostics if tables_of_arm else None
     results = tables.results_section(comparison, inputs.headline_arm)
     return {
-        "format": _FORMAT,
+        "format": VERSION,
         "name": inputs.name,
         "verdict": verdict(comparison, inputs.headline_arm),
         "run": tables.run_section(
@@ -168,13 +172,3 @@ def _covering(
     missing = rows(arm)
     others = [name for name in weights if name != arm and rows(name) <= missing]
     return {name: weights[name] for name in (arm, *others)}
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one step, on the disk before it has its name."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -21,15 +21,18 @@ from atlantis.report.words import (
 )
 
 _RECIPE_FACTS = {
-    "Large model (trained)": ("models.large", "large"),
-    "Small model": ("models.small", "small"),
-    "Reference model": ("models.reference", "reference"),
-    "Data": ("data.train", "data.source", "data.name", "data.format"),
-    "Noise": ("data.noise", "noise"),
-    "Loss": ("training.loss", "training.token_factor"),
-    "Loss normaliser": ("training.normaliser", "training.normalizer", "training.loss_normaliser"),
+    "Large model (trained)": "models.large",
+    "Small model": "models.small",
+    "Reference model": "reference.model",
+    "Reference tuned on": "reference.train_on",
+    "Training data": "data.train",
+    "Trusted data": "data.trusted",
+    "Test data": "data.test",
+    "Loss": "training.loss",
+    "Loss normaliser": "training.loss_normaliser",
+    "Learning rate": "training.learning_rate",
 }
-"""What the page says about a recipe: title -> places to look, the first one found counts."""
+"""What the page says about a recipe: title -> where in the recipe it stands."""
 _DIAGNOSTICS = (
     ("effective_sample_size", "ESS"),
     ("ess_fraction", "ESS/N"),
@@ -156,9 +159,11 @@ def run_section(
     """What was run, in titles and values: from the recipe where it says so, else from the files."""
     facts = {
         title: text
-        for title, places in _RECIPE_FACTS.items()
-        if (text := next((t for place in places if (t := _fact(recipe, place))), None))
+        for title, place in _RECIPE_FACTS.items()
+        if (text := _fact(recipe, place)) is not None
     }
+    if "Reference model" in facts:
+        facts.pop("Reference tuned on", None)
     facts["Training rows"] = _train_words(train)
     facts["Test examples"] = f"{comparison['num_test']:,}"
     facts["Seeds"] = ", ".join(str(seed) for seed in comparison["seeds"])
@@ -177,9 +182,9 @@ def _fact(recipe: Mapping[str, Any], place: str) -> str | None:
 
 
 def _words(value: Any) -> str:
-    """A JSON value in one line; a mapping's null entries say nothing and are left out."""
+    """A JSON value in one line; a mapping's empty entries say nothing and are left out."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_words(v)}" for k, v in value.items() if v is not None)
+        return ", ".join(f"{k} {_words(v)}" for k, v in value.items() if v not in (None, []))
     if isinstance(value, list):
         return ", ".join(_words(item) for item in value)
     if isinstance(value, bool):

@@ -43,7 +43,9 @@ class LoraSettings(BaseModel):
 class TrainingConfig(BaseModel):
     """Hyperparameters of one fine-tuning."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     learning_rate: float = Field(default=2e-5, gt=0.0)
     """Peak learning rate of AdamW."""

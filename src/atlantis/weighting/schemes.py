@@ -5,11 +5,11 @@ object. The schemes differ in which models they combine, and METHODS in the pape
 see ``docs/paper_index.md``.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from atlantis.numerics.importance import combine, length_power
 
@@ -27,7 +27,9 @@ class ModelScores(NamedTuple):
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class _Linear(_Config):
@@ -208,6 +210,12 @@ class ClipAfterMeanOne(_Config):
     """Smallest mean-one weight."""
     high: float = Field(gt=0.0)
     """Largest mean-one weight."""
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        return self
 
 
 Clip = Annotated[ClipAroundMedian | ClipAfterMeanOne, Field(discriminator="kind")]

@@ -73,12 +73,22 @@ def read_weights(path: Path) -> Weights:
     missing = [name for name in WEIGHTS_SCHEMA.names if name not in table.column_names]
     if missing:
         raise WeightError(f"{path}: no column {missing[0]!r}; write it with 'atlantis weigh'")
+    try:
+        table = table.select(WEIGHTS_SCHEMA.names).cast(WEIGHTS_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise WeightError(f"{path}: a column has another type ({error})") from None
     columns = {name: table[name].to_pylist() for name in WEIGHTS_SCHEMA.names}
-    kept = [w for w, s in zip(columns["weight"], columns["status"], strict=True) if s == "ok"]
-    if any(w is None or not np.isfinite(w) or w < 0 for w in kept):
-        raise WeightError(f"{path}: a weight is negative or no finite number")
-    if not any(kept):
-        raise WeightError(f"{path}: the weights sum to zero")
+    weights = dict(zip(columns["example_id"], columns["weight"], strict=True))
+    kept = [i for i, s in zip(columns["example_id"], columns["status"], strict=True) if s == "ok"]
+    for example_id in kept:
+        weight = weights[example_id]
+        if weight is None or not np.isfinite(weight) or weight < 0:
+            raise WeightError(
+                f"{path}: weight {weight} of example {example_id!r}; weights are finite numbers of "
+                "at least 0"
+            )
+    if not any(weights[example_id] for example_id in kept):
+        raise WeightError(f"{path}: the weights sum to zero, there is nothing to train on")
     beside = path.with_suffix(".json")
     return Weights(**columns, diagnostics=read_json(beside) if beside.exists() else {})
 
@@ -121,7 +131,12 @@ def weigh(
     _check_same_data(given)
     used = {name: given[name] for name in needed} or dict(list(given.items())[:1])
     joined = _Joined.read(used)
-    outcome = _apply(joined, config, normalise_for=normalise_for, labels=labels)
+    try:
+        outcome = _apply(joined, config, normalise_for=normalise_for, labels=labels)
+    except WeightError:
+        raise
+    except ValueError as error:  # what the numerics refuse
+        raise WeightError(f"scheme {config.scheme.kind!r}: {error}") from None
     return _complete(joined, outcome, config, given, normalise_for=normalise_for)
 
 

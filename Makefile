@@ -1,0 +1,36 @@
+# `make demo` and `make test` are the two commands of the README; each makes the environment it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.package
+	$(BIN)/atlantis quickstart
+
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.package
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) runs build dist src/*.egg-info
+
+# torch first and alone: a range in another package would otherwise pull the CUDA build and its
+# gigabytes onto a machine that has an index with a CPU build.
+$(VENV)/.package: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,52 @@
+"""Importance-weighted supervised fine-tuning: score, weigh, train, compare.
+
+The names below are the public API; everything else may move. They are imported when they are first
+used, so that ``import atlantis`` and ``atlantis --help`` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atlantis.api import score, weigh
+    from atlantis.records import Example
+    from atlantis.store import ScoreStore
+    from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
+    from atlantis.weighting.stage import Weights
+
+    __version__: str
+
+__all__ = [
+    "Example",
+    "ScoreStore",
+    "WeightedSFTConfig",
+    "WeightedSFTTrainer",
+    "Weights",
+    "__version__",
+    "score",
+    "weigh",
+]
+
+_HOMES = {
+    "Example": "atlantis.records",
+    "ScoreStore": "atlantis.store",
+    "WeightedSFTConfig": "atlantis.training.trainers",
+    "WeightedSFTTrainer": "atlantis.training.trainers",
+    "Weights": "atlantis.weighting.stage",
+    "score": "atlantis.api",
+    "weigh": "atlantis.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("atlantis-sft")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'atlantis' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,68 @@
+"""The command line: one file per command, put together here.
+
+``exits`` turns errors and signals into exit codes, ``options`` and ``output`` are what the commands
+share, ``once`` makes a command's result folder whole or not at all. Heavy libraries are imported
+inside the commands, so that ``--help`` does not wait for them.
+"""
+
+import os
+from typing import Annotated
+
+import typer
+
+from atlantis.cli.doctor import doctor
+from atlantis.cli.evaluate import evaluate
+from atlantis.cli.exits import exit_codes
+from atlantis.cli.output import put
+from atlantis.cli.recipes import quickstart, recipes, report, run
+from atlantis.cli.score import score
+from atlantis.cli.train import train
+from atlantis.cli.weigh import weigh
+
+_WHOLE, _STAGES, _ABOUT = "Whole experiments", "Single steps", "About"
+
+app = typer.Typer(
+    name="atlantis",
+    help="Importance-weighted supervised fine-tuning: score, weigh, train, compare.",
+    epilog="Exit codes: 0 done, 1 stopped (the same command goes on), 2 bad input or options.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command(rich_help_panel=_WHOLE)(run)
+app.command(rich_help_panel=_WHOLE)(quickstart)
+app.command(rich_help_panel=_WHOLE)(report)
+app.command(rich_help_panel=_STAGES)(score)
+app.command(rich_help_panel=_STAGES)(weigh)
+app.command(rich_help_panel=_STAGES)(train)
+app.command(rich_help_panel=_STAGES)(evaluate)
+app.command(rich_help_panel=_ABOUT)(recipes)
+app.command(rich_help_panel=_ABOUT)(doctor)
+
+
+def main() -> None:
+    """Entry point: every error raised on purpose becomes one line and an exit code."""
+    # Nothing is fetched or sent unless a Hub model is named.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with exit_codes():
+        app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from atlantis import __version__
+
+        put(f"atlantis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(  # pyright: ignore[reportUnusedFunction] - the options of `atlantis` itself
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,35 @@
+"""Options that several commands have, so that they read the same everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Option("--model", help="Folder or Hub name of a causal language model.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the result.")]
+RunOut = Annotated[Path | None, typer.Option("--out", help="Folder of the run [runs/NAME].")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting of the recipe: key.subkey=value. Repeatable."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Train even with weights that are likely to do harm.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable line at the end.")]
+MaxLength = Annotated[
+    int, typer.Option(min=2, help="Most tokens of prompt and completion; longer rows are left out.")
+]
+TokenBudget = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Padded tokens of one forward pass; more is faster, up to the memory."
+    ),
+]
+Dtype = Annotated[
+    str, typer.Option(help="Type of the model's weights: float32, bfloat16, float16.")
+]
+Device = Annotated[
+    str, typer.Option(help="auto takes a GPU where there is one; or cpu, cuda, cuda:1.")
+]

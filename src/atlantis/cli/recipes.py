@@ -1,0 +1,150 @@
+"""``atlantis run``, ``quickstart``, ``report`` and ``recipes``: whole experiments."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atlantis.cli.options import Changes, Force, Json, RunOut
+from atlantis.cli.output import put, put_json, put_table, quiet_libraries, say
+from atlantis.errors import StoreError
+
+if TYPE_CHECKING:
+    from atlantis.config import RunConfig
+    from atlantis.pipeline import Pipeline
+    from atlantis.stages import Stage
+
+Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")]
+
+
+def run(
+    recipe: Recipe,
+    changes: Changes = None,
+    out: RunOut = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe from data to report; the same command again goes on where it stopped."""
+    from atlantis.config import load_recipe
+
+    pipeline = _pipeline(load_recipe(recipe, changes or ()), out, force=force)
+    if dry_run:
+        _show_plan(pipeline, as_json=as_json)
+        return
+    _run(pipeline, as_json=as_json)
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path(
+        "runs/quickstart"
+    ),
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """The whole method on an embedded corpus and tiny models made on the spot; offline."""
+    from atlantis.config import load_recipe
+    from atlantis.quickstart.make import make_quickstart
+
+    folder = out / "quickstart"
+    own = [f"data.root={folder}", f"models={folder}"]
+    config = load_recipe("quickstart", [*own, *(changes or ())])
+    say("making the corpus and pretraining two tiny models ...")
+    make_quickstart(folder)
+    _run(_pipeline(config, out, force=False), as_json=as_json)
+
+
+def report(
+    recipe: Recipe, changes: Changes = None, out: RunOut = None, as_json: Json = False
+) -> None:
+    """Rebuild the report of a finished run from its files; no model is loaded."""
+    from atlantis.config import load_recipe
+
+    pipeline = _pipeline(load_recipe(recipe, changes or ()), out, force=True)
+    _require_finished(pipeline)
+    pipeline.report.discard()
+    _run(pipeline, as_json=as_json)
+
+
+def recipes(as_json: Json = False) -> None:
+    """List the built-in recipes."""
+    from atlantis.recipes import builtin_recipes
+
+    titles = {
+        name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        for name, path in builtin_recipes().items()
+    }
+    if as_json:
+        put_json(titles)
+        return
+    for name, title in titles.items():
+        put(f"{name:18} {title}")
+
+
+def _pipeline(config: "RunConfig", out: Path | None, *, force: bool) -> "Pipeline":
+    from atlantis.pipeline import Pipeline
+
+    quiet_libraries()
+    return Pipeline(config, out or Path("runs") / config.name, force=force)
+
+
+def _show_plan(pipeline: "Pipeline", *, as_json: bool) -> None:
+    stages = list(pipeline.report.walk())
+    if as_json:
+        put_json({"stages": [{"name": s.name, "cached": s.is_done} for s in stages]})
+        return
+    for stage in stages:
+        put(f"{'cached' if stage.is_done else 'to do ':6} {stage.name}")
+
+
+def _run(pipeline: "Pipeline", *, as_json: bool) -> None:
+    from atlantis.report.tables import terminal_table
+
+    for note in pipeline.splits.notes:
+        say(f"data: {note}")
+    comparison = pipeline.run(_announcer(list(pipeline.report.walk())))
+    page = pipeline.out / "report.html"
+    if as_json:
+        put_json({"report": str(page), "comparison": comparison})
+        return
+    put_table(terminal_table(comparison))
+    put(f"report: {page}")
+
+
+def _require_finished(pipeline: "Pipeline") -> None:
+    """Refuse to rebuild what would first have to be computed.
+
+    Raises:
+        StoreError: A stage is missing; the message names the first.
+    """
+    needed = (*pipeline.report.inputs, *pipeline.comparison.inputs)
+    missing = next(filter(None, map(_first_missing, needed)), None)
+    if missing is not None:
+        raise StoreError(
+            f"{pipeline.out}: stage {missing.name} is not done, or was done with other settings; "
+            "use 'atlantis run' with the same recipe, --set and --out"
+        )
+
+
+def _first_missing(stage: "Stage") -> "Stage | None":
+    """The first stage that making this one would do; what a finished stage read may be gone."""
+    if stage.is_done:
+        return None
+    return next(filter(None, map(_first_missing, stage.inputs)), stage)
+
+
+def _announcer(stages: "list[Stage]") -> "Callable[[Stage], None]":
+    """Says which stage begins, how many there are, and how long it has taken so far."""
+    numbers = {stage.digest: index for index, stage in enumerate(stages, 1)}
+    begin = time.monotonic()
+
+    def announce(stage: "Stage") -> None:
+        seconds = time.monotonic() - begin
+        number = numbers.get(stage.digest, 0)
+        say(f"[{number}/{len(stages)}] {stage.name} ({seconds:.0f} s)")
+
+    return announce

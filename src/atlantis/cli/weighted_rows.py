@@ -1,0 +1,89 @@
+"""Training rows and their weights, joined by id; anything that does not fit is refused."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from atlantis.data.tokenization import rendered_digest
+from atlantis.errors import WeightError
+from atlantis.numerics.diagnostics import effective_sample_size
+from atlantis.records import Example
+from atlantis.weighting.stage import Weights, read_weights, refuse_uneven, warnings_of
+
+
+class WeightedRows(NamedTuple):
+    """The rows to train on."""
+
+    rows: Sequence[Example]
+    weights: dict[str, float] | None
+    """Weight of each row by id; None for ones."""
+    left_out: dict[str, int]
+    """Rows without a weight, counted by the reason."""
+    warnings: tuple[str, ...]
+
+
+def weighted_rows(rows: Sequence[Example], path: Path | None, *, force: bool) -> WeightedRows:
+    """Join rows with the weights file ``path``; without one every row weighs one.
+
+    Raises:
+        WeightError: An id is missing, unknown or there twice, the weights were made from other
+            data, or they are so uneven that almost no data are left (unless ``force``).
+        StoreError: The file is missing or damaged.
+    """
+    if path is None:
+        return WeightedRows(rows, None, {}, ())
+    weights = read_weights(path)
+    _refuse_other_data(rows, weights, path)
+    kept = {
+        name: weight
+        for name, weight, status in zip(
+            weights.example_id, weights.weight, weights.status, strict=True
+        )
+        if status == "ok" and weight is not None
+    }
+    if not force:
+        _refuse_few(kept, path)
+    left_out = Counter(status for status in weights.status if status != "ok")
+    chosen = [row for row in rows if row.example_id in kept]
+    return WeightedRows(chosen, kept, dict(left_out), _warnings(weights, path))
+
+
+def _refuse_other_data(rows: Sequence[Example], weights: Weights, path: Path) -> None:
+    made_from = weights.diagnostics.get("rendered_text")
+    if made_from is not None and made_from != rendered_digest(rows):
+        raise WeightError(
+            f"{path}: made from other data (its rendered_text differs); score and weigh these rows"
+        )
+    counts = Counter(weights.example_id)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise WeightError(f"{path}: example {twice[0]!r} has {counts[twice[0]]} weights; give one")
+    missing = [row.example_id for row in rows if row.example_id not in counts]
+    if missing:
+        raise WeightError(
+            f"{path}: example {missing[0]!r} has no weight ({len(missing):,} of {len(rows):,} have "
+            "none); weigh the same data again"
+        )
+    extra = counts.keys() - {row.example_id for row in rows}
+    if extra:
+        raise WeightError(
+            f"{path}: {len(extra):,} ids such as {min(map(str, extra))!r} are not in the data; "
+            "weigh the same data again"
+        )
+
+
+def _refuse_few(weights: dict[str, float], path: Path) -> None:
+    values = np.array(list(weights.values()))
+    with np.errstate(divide="ignore"):  # a weight of zero is a log-weight of -inf
+        ess = effective_sample_size(np.log(values))
+    refuse_uneven({"ess_fraction": ess / values.size}, where=str(path))
+
+
+def _warnings(weights: Weights, path: Path) -> tuple[str, ...]:
+    report: dict[str, Any] = weights.diagnostics
+    if not report:
+        return (f"{path.with_suffix('.json')} is missing: cannot tell which data {path} is for",)
+    return tuple(warnings_of(report))
