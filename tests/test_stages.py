@@ -189,8 +189,37 @@ def test_work_that_fails_leaves_nothing_under_the_final_name(diary):
     assert not stage.is_done
 
 
+def test_a_kill_while_a_result_is_discarded_leaves_none_under_its_name(diary, monkeypatch):
+    stage = diary.stage("a")
+    diary.make(stage)
+
+    def delete_one_file(folder, **_):
+        if not folder.exists():
+            return
+        next(path for path in folder.iterdir() if path.name != DONE).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", delete_one_file)
+        with pytest.raises(Killed):
+            stage.discard()
+    assert not stage.folder.exists()
+    assert not stage.is_done
+    folder = diary.make(diary.stage("a"))
+    assert diary.worked == ["a"]
+    assert sorted(path.name for path in folder.iterdir()) == ["0.txt", "1.txt", "2.txt", DONE]
+
+
+def test_a_discarded_result_is_gone_and_discarding_it_again_is_no_error(diary):
+    stage = diary.stage("a")
+    diary.make(stage)
+    stage.discard()
+    stage.discard()
+    assert list(diary.root.iterdir()) == []
+
+
 def test_a_folder_that_is_not_whole_is_made_again(diary):
-    # A kill while a discarded checkpoint is being deleted leaves a folder without stage.json.
+    # Someone deleted a part of it by hand, stage.json included: no OSError after the work is done.
     stage = diary.stage("a")
     diary.make(stage)
     (stage.folder / DONE).unlink()

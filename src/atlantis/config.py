@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeInt,
     model_validator,
 )
 
@@ -56,6 +57,14 @@ class ReferenceConfig(_Config):
     training: TrainingConfig = TrainingConfig()
     """Hyperparameters of that fine-tuning."""
 
+    @model_validator(mode="after")
+    def _training_has_effect(self) -> Self:
+        if self.model is not None and self.model_fields_set & {"train_on", "training"}:
+            raise ValueError(
+                "reference.train_on and reference.training have no effect beside reference.model"
+            )
+        return self
+
 
 class ArmConfig(_Config):
     """One way of training the large model."""
@@ -77,7 +86,7 @@ class RunConfig(_Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Name of the run, and of its folder."""
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     """Each seed trains its own reference and every arm."""
     models: Annotated[ModelsConfig, BeforeValidator(_family)]
     """The model family, or a folder that holds ``large`` and ``small``."""
@@ -148,9 +157,24 @@ def validate_recipe(settings: Mapping[str, Any], *, where: str) -> RunConfig:
     return validated(RunConfig, settings, where=where)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys and says nothing; this refuses them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key: Any = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings: Any = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid YAML ({reason})") from None

@@ -12,15 +12,17 @@ import pyarrow as pa
 import torch
 import transformers
 import trl
+from transformers import PreTrainedTokenizerBase
 
 from atlantis.config import RunConfig
 from atlantis.data.splits import load_splits
-from atlantis.errors import ConfigError
+from atlantis.data.tokenization import tokenize
+from atlantis.errors import ConfigError, DataError
 from atlantis.evaluation import stage as evaluation
 from atlantis.evaluation.chance import chance_report
 from atlantis.evaluation.comparison import compare
 from atlantis.evaluation.relations import entity_type_baseline
-from atlantis.models.loading import check_decoder_only, fingerprint_model
+from atlantis.models.loading import check_decoder_only, fingerprint_model, load_tokenizer
 from atlantis.records import Example
 from atlantis.report import stage as report
 from atlantis.scoring import stage as scoring
@@ -71,6 +73,7 @@ class Pipeline:
         self._fingerprints = {name: fingerprint_model(name) for name in names if name is not None}
         for name in self._fingerprints:
             check_decoder_only(name)
+        self._refuse_long_test_rows()
 
     def run(self, announce: Callable[[Stage], None]) -> dict[str, Any]:
         """Do whatever is not there yet, and return the comparison of the arms.
@@ -404,7 +407,10 @@ class Pipeline:
 
     def _chance(self, reference: str, diagnostics: Mapping[str, Any]) -> dict[str, Any]:
         step = max(1, len(self.splits.train) // _CHECKED_TRAINING_ROWS)
-        sample, heldout = self.splits.train[::step], self.splits.heldout
+        heldout = self.splits.heldout
+        sample = self.splits.train[::step]
+        too_long = set(self._too_long(sample))
+        sample = [row for row in sample if row.example_id not in too_long]
         by_reference = self._predict((*heldout, *sample), reference)
         by_small = self._predict(heldout, self.config.models.small)
         answers = by_reference["predicted"]
@@ -419,6 +425,33 @@ class Pipeline:
             num_labels=len(self.splits.labels.names),
             diagnostics=diagnostics,
         )
+
+    def _refuse_long_test_rows(self) -> None:
+        """Every test row has to be answered, so that one over the limit is found at once."""
+        too_long = self._too_long((*self.splits.test, *self.splits.heldout))
+        if too_long:
+            raise DataError(
+                f"test row {too_long[0]!r} and {len(too_long) - 1} more are longer than "
+                f"scoring.max_length {self.config.scoring.max_length} with their longest label; "
+                "raise it"
+            )
+
+    def _too_long(self, rows: Sequence[Example]) -> list[str]:
+        """Ids of rows that no label fits after."""
+        longest = max(
+            self._completions.values(), key=lambda text: len(self._tokenizer(text).input_ids)
+        )
+        pairs = [Example(row.example_id, row.prompt, longest) for row in rows]
+        limit = self.config.scoring.max_length
+        return [
+            row.example_id
+            for row in tokenize(pairs, self._tokenizer, max_length=limit)
+            if row.status == "too_long"
+        ]
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.config.models.large)
 
     def _predict(self, rows: Sequence[Example], model: str) -> dict[str, Any]:
         return evaluation.predict(

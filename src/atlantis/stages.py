@@ -69,6 +69,8 @@ class Stage:
         self.work(partial)
         record = {"name": self.name, "digest": self.digest, "settings": self.settings}
         write_json(partial / DONE, record)
+        if self.folder.exists():  # not whole, or it would be done
+            shutil.rmtree(self.folder)
         partial.rename(self.folder)
         sync_folder(self.root)
         return self.folder

@@ -200,6 +200,20 @@ class ScoreStore:
             return False
         return True
 
+    def repair(self) -> None:
+        """Remove the damaged parts of a complete store, so that they are computed again."""
+        if not self.is_complete:
+            return
+        parts = self._manifest()["parts"]
+        damaged = [name for name in parts if not self._is_intact(name)]
+        if damaged:
+            fingerprint = self.fingerprint
+            write_json(
+                self.folder / MANIFEST, {"complete": False, "fingerprint": fingerprint, "parts": {}}
+            )
+            for name in damaged:
+                (self.folder / name).unlink(missing_ok=True)
+
     def write_part(self, index: int, rows: Iterable[TokenScores]) -> None:
         """Write one part; an existing one is replaced."""
         write_table(self._part(index), _score_table(list(rows)))
@@ -221,10 +235,17 @@ class ScoreStore:
                 f"{self.folder} is not a complete score store; run the scoring command again"
             )
         names = sorted(self._manifest()["parts"])
+        for name in names:
+            if not self._is_intact(name):
+                raise StoreError(f"{self.folder / name} is damaged; run the scoring command again")
         tables = [read_table(self.folder / name, columns) for name in names]
         if not tables:
             return SCORE_SCHEMA.empty_table().select(columns or SCORE_SCHEMA.names)
         return pa.concat_tables(tables)
+
+    def _is_intact(self, name: str) -> bool:
+        path = self.folder / name
+        return path.is_file() and digest_file(path) == self._manifest()["parts"][name]
 
     def _part(self, index: int) -> Path:
         return self.folder / f"part-{index:05d}.parquet"

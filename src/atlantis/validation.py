@@ -30,9 +30,9 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown key {place!r}{_hint(str(first['loc'][-1]), _known_keys(model))}"
     if first["type"] == "union_tag_invalid":
-        tags = [tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")]
-        given = str(first["ctx"]["tag"])
-        return f"{place}: unknown {given!r}{_hint(given, set(tags))}; choose {', '.join(tags)}"
+        context = first.get("ctx", {})
+        tags, tag = str(context["expected_tags"]).replace("'", "").split(", "), str(context["tag"])
+        return f"{place}: unknown {tag!r}{_hint(tag, set(tags))}; choose {', '.join(tags)}"
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""

@@ -212,6 +212,16 @@ def test_a_weights_file_without_diagnostics_trains_with_a_warning(
     assert any("cannot tell which data" in line for line in done.err)
 
 
+def test_weights_of_another_mean_than_the_loss_averages_give_a_warning(
+    chain, tiny_models, atlantis, tmp_path
+):
+    files = ("--data", chain / "train.jsonl", "--model", tiny_models / "small", *TRAINING)
+    weighted = ("--weights", chain / "influence.parquet", "--out", tmp_path / "out")
+    done = atlantis("train", *files, *weighted, "--loss-normaliser", "example_mean")
+    assert done.code == 0
+    assert any("weigh with --normalise-for examples" in line for line in done.err)
+
+
 # peft 0.21 asks transformers for a name that 5.23 has renamed (peft_model.py, _prepare_model).
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapters_are_trained_and_merged(chain, tiny_models, atlantis, tmp_path):

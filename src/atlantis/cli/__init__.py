@@ -19,24 +19,16 @@ from atlantis.cli.score import score
 from atlantis.cli.train import train
 from atlantis.cli.weigh import weigh
 
-_WHOLE, _STAGES, _ABOUT = "Whole experiments", "Single steps", "About"
-
 app = typer.Typer(
     name="atlantis",
     help="Importance-weighted supervised fine-tuning: score, weigh, train, compare.",
     epilog="Exit codes: 0 done, 1 stopped (the same command goes on), 2 bad input or options.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # rich's panels cut long option names on a narrow terminal
     pretty_exceptions_enable=False,
 )
-app.command(rich_help_panel=_WHOLE)(run)
-app.command(rich_help_panel=_WHOLE)(quickstart)
-app.command(rich_help_panel=_WHOLE)(report)
-app.command(rich_help_panel=_STAGES)(score)
-app.command(rich_help_panel=_STAGES)(weigh)
-app.command(rich_help_panel=_STAGES)(train)
-app.command(rich_help_panel=_STAGES)(evaluate)
-app.command(rich_help_panel=_ABOUT)(recipes)
-app.command(rich_help_panel=_ABOUT)(doctor)
+for command in (run, quickstart, report, score, weigh, train, evaluate, recipes, doctor):
+    app.command()(command)
 
 
 def main() -> None:

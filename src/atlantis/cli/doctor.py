@@ -35,7 +35,10 @@ class Check:
 
 
 def doctor(as_json: Json = False) -> None:
-    """What this machine can run: versions, GPU, extras, disk, memory. Exit 1 if something lacks."""
+    """What this machine can run.
+
+    Versions, GPU, extras, disk and memory. The exit code is 1 if something needed is missing.
+    """
     checks = [_python(), *_packages(), *_torch(), *_machine()]
     missing = [check.name for check in checks if check.status == "missing"]
     if as_json:

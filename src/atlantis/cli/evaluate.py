@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from atlantis.cli.options import Device, Dtype, Json, MaxLength, Model, Out, TokenBudget
+from atlantis.cli.options import Device, Dtype, Json, Model, Out, TokenBudget
 from atlantis.cli.output import put, put_json, put_table, quiet_libraries, two_columns
 
 if TYPE_CHECKING:
@@ -29,16 +29,23 @@ def evaluate(
         str | None, typer.Option(help="The label that means none of these, such as Other.")
     ] = None,
     generate: Annotated[
-        bool, typer.Option(help="Also decode greedily, and count an answer only if it is a label.")
+        bool,
+        typer.Option(help="Also decode greedily, and count an answer only if it is a label."),
     ] = True,
     num_bootstrap: Annotated[int, typer.Option(help="Replicates behind every interval.")] = 2000,
-    max_length: MaxLength = 1024,
+    max_length: Annotated[
+        int, typer.Option(min=2, help="Most tokens of a prompt with a label; more is an error.")
+    ] = 1024,
     token_budget: TokenBudget = 8192,
     dtype: Dtype = "float32",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Test a model on a task with a closed set of labels: relations, classes, choices."""
+    """Test a model on a task with a closed set of labels.
+
+    The answer is the label with the highest log-probability after the prompt. Every metric has a
+    bootstrap interval over the test rows.
+    """
     from atlantis.cli.label_task import read_label_task
     from atlantis.store import read_json
 

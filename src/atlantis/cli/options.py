@@ -9,7 +9,9 @@ Model = Annotated[
     str, typer.Option("--model", help="Folder or Hub name of a causal language model.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the result.")]
-RunOut = Annotated[Path | None, typer.Option("--out", help="Folder of the run [runs/NAME].")]
+RunOut = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the run, by default runs/NAME.")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting of the recipe: key.subkey=value. Repeatable."),

@@ -29,7 +29,10 @@ def run(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe from data to report; the same command again goes on where it stopped."""
+    """Run a recipe from data to report.
+
+    The same command again goes on where it stopped, after a kill too.
+    """
     from atlantis.config import load_recipe
 
     pipeline = _pipeline(load_recipe(recipe, changes or ()), out, force=force)
@@ -46,7 +49,10 @@ def quickstart(
     changes: Changes = None,
     as_json: Json = False,
 ) -> None:
-    """The whole method on an embedded corpus and tiny models made on the spot; offline."""
+    """The whole method on an embedded corpus; offline.
+
+    The corpus and two tiny models are made on the spot.
+    """
     from atlantis.config import load_recipe
     from atlantis.quickstart.make import make_quickstart
 
@@ -61,7 +67,10 @@ def quickstart(
 def report(
     recipe: Recipe, changes: Changes = None, out: RunOut = None, as_json: Json = False
 ) -> None:
-    """Rebuild the report of a finished run from its files; no model is loaded."""
+    """Rebuild the report of a finished run.
+
+    Reads the run's files only; no model is loaded.
+    """
     from atlantis.config import load_recipe
 
     pipeline = _pipeline(load_recipe(recipe, changes or ()), out, force=True)

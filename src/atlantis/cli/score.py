@@ -28,7 +28,10 @@ def score(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Log-probability of every completion under a model, as Parquet; a rerun goes on."""
+    """Log-probability of every completion under a model.
+
+    Writes Parquet parts and a manifest; a rerun goes on where it stopped.
+    """
     from atlantis import api
 
     quiet_libraries()

@@ -1,6 +1,6 @@
 """``atlantis train``: a data file and weights to a fine-tuned checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -11,6 +11,7 @@ from atlantis.cli.output import put, put_json, quiet_libraries, warn
 from atlantis.errors import ConfigError
 
 if TYPE_CHECKING:
+    from atlantis.cli.weighted_rows import WeightedRows
     from atlantis.records import Example
     from atlantis.training.stage import TrainingConfig
 
@@ -20,7 +21,7 @@ def train(
     model: Model,
     out: Out,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Weights file of these data [all ones].")
+        Path | None, typer.Option("--weights", help="Weights file of these data; all ones without.")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 2e-5,
     epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = 2.0,
@@ -54,12 +55,15 @@ def train(
     lora_r: Annotated[
         int | None, typer.Option(help="Train low-rank adapters of this rank, merged when saved.")
     ] = None,
-    lora_alpha: Annotated[int | None, typer.Option(help="Scale of the update [32].")] = None,
+    lora_alpha: Annotated[
+        int | None, typer.Option(help="Scale of the update, by default 32.")
+    ] = None,
     lora_dropout: Annotated[
-        float | None, typer.Option(help="Dropout on the adapters' input [0].")
+        float | None, typer.Option(help="Dropout on the adapters' input, by default 0.")
     ] = None,
     lora_target_modules: Annotated[
-        str | None, typer.Option(help="Modules with an adapter, comma-separated [all-linear].")
+        str | None,
+        typer.Option(help="Modules with an adapter, comma-separated; by default all-linear."),
     ] = None,
     max_length: MaxLength = 1024,
     seed: Annotated[
@@ -68,7 +72,10 @@ def train(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model on weighted examples; a checkpoint that is there already is left alone."""
+    """Fine-tune a model on weighted examples.
+
+    A checkpoint that was made from the same inputs already is left alone.
+    """
     lora = _lora(lora_r, lora_alpha, lora_dropout, lora_target_modules)
     settings = {
         "learning_rate": learning_rate,
@@ -130,8 +137,6 @@ def _train(
 
     rows = read_prompt_completion(paths.data).rows
     weighted = weighted_rows(rows, paths.weights, force=force)
-    for warning in weighted.warnings:
-        warn(warning)
     from atlantis.cli.once import make_once
     from atlantis.models.loading import LoadingConfig, check_decoder_only
     from atlantis.store import read_json, write_json
@@ -140,6 +145,8 @@ def _train(
 
     quiet_libraries()
     config = validated(training.TrainingConfig, settings, where="atlantis train")
+    for warning in (*weighted.warnings, *_other_mean(weighted, config)):
+        warn(warning)
     check_decoder_only(paths.model)
     fingerprint = _fingerprint(paths, rows, config, max_length=max_length, seed=seed)
 
@@ -160,6 +167,17 @@ def _train(
 
     made = make_once(paths.out, fingerprint, work)
     _tell(paths.out, made=made, as_json=as_json)
+
+
+def _other_mean(weighted: "WeightedRows", config: "TrainingConfig") -> Iterator[str]:
+    """A warning where the weights have mean one over something else than the loss averages."""
+    wanted = "examples" if config.loss_normaliser == "example_mean" else "tokens"
+    if weighted.normalised_for not in (None, wanted):
+        yield (
+            f"the weights have mean one over {weighted.normalised_for}, but the loss normaliser "
+            f"{config.loss_normaliser} averages {wanted}: the step size changes; weigh with "
+            f"--normalise-for {wanted}"
+        )
 
 
 def _fingerprint(

@@ -26,8 +26,6 @@ _FIGURES = {
     "clipped_high_fraction": "clipped high",
 }
 
-Store = Annotated[Path | None, typer.Option(help="Score store of this model.")]
-
 
 def weigh(
     out: Annotated[Path, typer.Option("--out", help="Weights file to write, FILE.parquet.")],
@@ -38,9 +36,13 @@ def weigh(
             "settings of a scheme in braces, such as {kind: drop_lowest, fraction: 0.2}."
         ),
     ] = "influence",
-    large: Store = None,
-    small: Store = None,
-    reference: Store = None,
+    large: Annotated[
+        Path | None, typer.Option(help="Score store of the model to be trained.")
+    ] = None,
+    small: Annotated[Path | None, typer.Option(help="Score store of the small base model.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Score store of the tuned small model.")
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option(help="Power of the length: 1 is the mean per token, 0 the whole sequence."),
@@ -66,7 +68,10 @@ def weigh(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """One weight per example from the scores of up to three models."""
+    """One weight per example from the scores of up to three models.
+
+    Writes the weights as Parquet and their diagnostics as JSON beside it.
+    """
     from atlantis import api
 
     if out.suffix != ".parquet":

@@ -23,6 +23,8 @@ class WeightedRows(NamedTuple):
     left_out: dict[str, int]
     """Rows without a weight, counted by the reason."""
     warnings: tuple[str, ...]
+    normalised_for: str | None
+    """``tokens`` or ``examples``; None where the file does not say."""
 
 
 def weighted_rows(rows: Sequence[Example], path: Path | None, *, force: bool) -> WeightedRows:
@@ -34,7 +36,7 @@ def weighted_rows(rows: Sequence[Example], path: Path | None, *, force: bool) ->
         StoreError: The file is missing or damaged.
     """
     if path is None:
-        return WeightedRows(rows, None, {}, ())
+        return WeightedRows(rows, None, {}, (), None)
     weights = read_weights(path)
     _refuse_other_data(rows, weights, path)
     kept = {
@@ -48,7 +50,8 @@ def weighted_rows(rows: Sequence[Example], path: Path | None, *, force: bool) ->
         _refuse_few(kept, path)
     left_out = Counter(status for status in weights.status if status != "ok")
     chosen = [row for row in rows if row.example_id in kept]
-    return WeightedRows(chosen, kept, dict(left_out), _warnings(weights, path))
+    normalised_for = weights.diagnostics.get("normalise_for")
+    return WeightedRows(chosen, kept, dict(left_out), _warnings(weights, path), normalised_for)
 
 
 def _refuse_other_data(rows: Sequence[Example], weights: Weights, path: Path) -> None:

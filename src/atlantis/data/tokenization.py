@@ -57,10 +57,18 @@ def tokenize(
             "tokenizer_config.json, or nothing can learn where a completion ends"
         )
     prompt_ids = _input_ids(tokenizer, [example.prompt for example in examples])
-    all_ids = _input_ids(tokenizer, [e.prompt + e.completion + end_of_turn for e in examples])
+    # A row from a chat template may end its turn already; a second end would be learnt too.
+    texts = [row.prompt + row.completion.removesuffix(end_of_turn) for row in examples]
+    all_ids = _input_ids(tokenizer, [text + end_of_turn for text in texts])
     return [
-        _tokenized(example, prompt, whole, max_length=max_length)
-        for example, prompt, whole in zip(examples, prompt_ids, all_ids, strict=True)
+        _tokenized(
+            example.example_id,
+            prompt,
+            whole,
+            num_bytes=_num_bytes(text) - _num_bytes(example.prompt),
+            max_length=max_length,
+        )
+        for example, prompt, whole, text in zip(examples, prompt_ids, all_ids, texts, strict=True)
     ]
 
 
@@ -87,8 +95,17 @@ def _input_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
     return encoded["input_ids"]
 
 
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
 def _tokenized(
-    example: Example, prompt_ids: list[int], all_ids: list[int], *, max_length: int
+    example_id: str,
+    prompt_ids: list[int],
+    all_ids: list[int],
+    *,
+    num_bytes: int,
+    max_length: int,
 ) -> TokenizedExample:
     boundary = common_prefix_length(prompt_ids, all_ids)
     status = "ok"
@@ -99,9 +116,9 @@ def _tokenized(
         # completion token has no prediction.
         status = "empty"
     return TokenizedExample(
-        example_id=example.example_id,
+        example_id=example_id,
         status=status,
         input_ids=tuple(all_ids),
         num_prompt_tokens=boundary,
-        num_bytes=len(example.completion.encode("utf-8", "surrogatepass")),
+        num_bytes=num_bytes,
     )

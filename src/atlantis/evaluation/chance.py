@@ -53,12 +53,19 @@ def chance_report(
     gold = [true_label(row) for row in heldout]
     reference = _accuracy(gold, reference_answers)
     given = [str(row.label) for row in train]
-    agreement = float(
-        np.mean([g == a for g, a in zip(given, reference_train_answers, strict=True)])
-    )
-    label_accuracy = estimated_label_accuracy(agreement, reference["mean"], num_labels)
+    agreement = _accuracy(given, reference_train_answers)
+    label_accuracy = estimated_label_accuracy(agreement["mean"], reference["mean"], num_labels)
     moved = _moved_share(diagnostics["mean_weight_by_group"].get("label", {}))
-    verdict, reason = _judge(reference, label_accuracy, diagnostics["ess_fraction"], moved)
+    verdict, reason = _judge(
+        reference,
+        label_accuracy,
+        # The estimate falls where the reference's accuracy rises, so each bound of that has its
+        # own, with the agreement at the bound that speaks against a verdict.
+        low=estimated_label_accuracy(agreement["high"], reference["low"], num_labels),
+        high=estimated_label_accuracy(agreement["low"], reference["high"], num_labels),
+        ess_fraction=diagnostics["ess_fraction"],
+        moved=moved,
+    )
     return {
         "verdict": verdict,
         "sentence": reason,
@@ -66,7 +73,7 @@ def chance_report(
         "small_accuracy": _accuracy(gold, small_answers),
         "reference_mean_logprob": reference_logprobs,
         "small_mean_logprob": small_logprobs,
-        "agreement_with_given_labels": agreement,
+        "agreement_with_given_labels": agreement["mean"],
         "label_accuracy_estimate": label_accuracy,
         "mass_moved_between_classes": moved,
         "ess_fraction": diagnostics["ess_fraction"],
@@ -115,19 +122,26 @@ def _moved_share(classes: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def _judge(
-    reference: Mapping[str, Any], label_accuracy: float | None, ess_fraction: float, moved: float
+    reference: Mapping[str, Any],
+    label_accuracy: float | None,
+    *,
+    low: float | None,
+    high: float | None,
+    ess_fraction: float,
+    moved: float,
 ) -> tuple[str, str]:
+    """Verdict and sentence; ``low`` and ``high`` are the labels' accuracy at those bounds."""
     figures = f"reference right on {reference['mean']:.0%} of {reference['n']} held-out rows"
     if label_accuracy is not None:
         figures += f", given labels on about {label_accuracy:.0%}"
     if ess_fraction > CONSTANT_ESS_FRACTION:
         return "nothing", f"The weights are nearly constant: expect plain SFT ({figures})."
-    if label_accuracy is None:
+    if high is None:
         return "harm", f"The reference is too weak to tell right labels from wrong ({figures})."
-    if reference["high"] < label_accuracy:
+    if reference["high"] < high:
         return "harm", f"The reference knows less than the labels it is to judge ({figures})."
     if moved > SHIFTED_CLASS_SHARE:
         return "harm", f"The weights move {moved:.0%} of the mass between classes ({figures})."
-    if reference["low"] > label_accuracy:
+    if low is not None and reference["low"] > low:
         return "help", f"The reference knows more than the labels it is to judge ({figures})."
     return "unclear", f"The reference knows about as much as the labels ({figures})."

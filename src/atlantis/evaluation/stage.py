@@ -98,7 +98,9 @@ def predict(
 ) -> dict[str, Any]:
     """Predicted label, log-probabilities of all labels, and what greedy decoding writes."""
     # The tree of labels needs a mask of its own, which FlashAttention does not take.
-    network = load_model(model, loading.model_copy(update={"attention": "sdpa"}))
+    if loading.attention == "flash_attention_2":
+        loading = loading.model_copy(update={"attention": "sdpa"})
+    network = load_model(model, loading)
     tokenizer = load_tokenizer(model)
     choices = [completions[name] for name in labels.names]
     prompts = [row.prompt for row in examples]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atlantis.data.tokenization import common_prefix_length, tokenize
-from atlantis.errors import DataError
+from atlantis.errors import DataError, ModelError
 from atlantis.models.head import target_logprobs
 from atlantis.records import Example
 
@@ -24,6 +24,9 @@ OUTSIDE = -1
 """Greedy decoding leaves the set of choices."""
 
 _ROOT = -1
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+"""Nats per token that two ways of computing a score may differ, by the model's dtype."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,16 @@ def score_choices(
 
     Raises:
         DataError: A prompt with a choice is longer than ``max_length``.
+        ModelError: A log-probability is not finite, or the architecture does not take a tree.
     """
+    if not prompts:
+        return ChoiceScores(np.empty((0, len(choices))), np.empty(0, dtype=np.int64))
     logprobs = np.empty((len(prompts), len(choices)))
     greedy = np.empty(len(prompts), dtype=np.int64)
     for suffixes, rows in _grouped(tokenizer, prompts, choices, max_length=max_length).items():
         tree = _Tree.grow(suffixes)
         rows.sort(key=lambda row: -len(row.prompt_ids))
+        _check_plainly(model, tree, [rows[0].prompt_ids, rows[-1].prompt_ids], suffixes[-1])
         size = max(1, token_budget // (len(rows[0].prompt_ids) + len(tree.tokens)))
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
@@ -146,7 +153,8 @@ def _grouped(
         rows = tokenized[index * len(choices) : (index + 1) * len(choices)]
         if any(row.status != "ok" for row in rows):
             raise DataError(
-                f"test row {index}: a prompt with a label is longer than max_length {max_length}"
+                f"row {index}: the prompt with a label is longer than max_length {max_length}, or "
+                "one of them is empty"
             )
         # One choice may merge with the prompt's end: all are then scored from before the merge.
         boundary = min(row.num_prompt_tokens for row in rows)
@@ -170,10 +178,11 @@ def _forward(
     for row, prompt in enumerate(prompts):
         input_ids[row, : len(prompt)] = torch.tensor(prompt)
     input_ids[:, longest:] = torch.tensor(tree.tokens, dtype=torch.long)
+    all_positions = torch.cat([positions, depths], 1)
     hidden = model.base_model(
         input_ids=input_ids.to(model.device),
-        position_ids=torch.cat([positions, depths], 1).to(model.device),
-        attention_mask=_additive(_visible(lengths, longest, tree), model),
+        position_ids=all_positions.to(model.device),
+        attention_mask=_masks(model, _visible(lengths, longest, tree), all_positions),
         use_cache=False,
     ).last_hidden_state
     sources = torch.tensor(tree.sources)
@@ -198,6 +207,59 @@ def _visible(lengths: Tensor, longest: int, tree: _Tree) -> Tensor:
     sees[:, longest:, :longest] = is_prompt[:, None, :]
     sees[:, longest:, longest:] = tree.visible()
     return sees
+
+
+def _masks(model: PreTrainedModel, sees: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+    """The mask, or one per kind of layer: a mask of ours replaces the model's sliding window."""
+    fields = model.config.get_text_config().to_dict()
+    window, kinds = fields.get("sliding_window"), set(fields.get("layer_types") or ())
+    full = _additive(sees, model)
+    if not window or kinds == {"full_attention"}:
+        return full
+    near = positions[:, :, None] - positions[:, None, :] < window
+    narrow = _additive(sees & near, model)
+    return {"full_attention": full, "sliding_attention": narrow} if kinds else narrow
+
+
+def _check_plainly(
+    model: PreTrainedModel,
+    tree: _Tree,
+    prompts: Sequence[tuple[int, ...]],
+    last_choice: tuple[int, ...],
+) -> None:
+    """Compare the last choice after the longest and the shortest prompt with plain forward passes.
+
+    Layers that look at a token's place in the row (local windows, distances by index, recurrence)
+    take no tree, and nothing but the numbers would say so.
+    """
+    refusal = (
+        f"{model.name_or_path}: this architecture ({model.config.model_type}) cannot be evaluated "
+        "on labels yet: scored together they differ from plain scores"
+    )
+    try:
+        scores, _ = _forward(model, tree, prompts)
+    except (ValueError, TypeError, IndexError):  # its mask has other axes
+        raise ModelError(refusal) from None
+    tolerance = _TOLERANCE[model.dtype] * len(last_choice)
+    for row, prompt in enumerate(prompts):
+        found = scores[row, list(tree.paths[-1])].sum()
+        expected = _plain_logprob(model, prompt, last_choice)
+        if not (np.isfinite(found) and np.isfinite(expected)):
+            raise ModelError(f"{model.name_or_path}: a log-probability is not finite")
+        if abs(found - expected) > tolerance:
+            raise ModelError(f"{refusal} by {abs(found - expected):.3g} nats")
+
+
+@torch.inference_mode()
+def _plain_logprob(
+    model: PreTrainedModel, prompt: tuple[int, ...], choice: tuple[int, ...]
+) -> float:
+    ids = torch.tensor([prompt + choice], device=model.device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    start = len(prompt)
+    predicting, targets = hidden[start - 1 : -1], ids[0, start:]
+    logprobs = target_logprobs(model, predicting, targets, chunk_size=512).logprobs
+    return float(logprobs.double().sum())
 
 
 def _additive(sees: Tensor, model: PreTrainedModel) -> Tensor:

@@ -6,6 +6,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_PLAIN: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
+"""Checkpoints ship penalties and sampling of their own, under which greedy is not argmax."""
+
 
 @torch.inference_mode()
 def generate_greedily(
@@ -46,7 +61,7 @@ def _generate(
     output: Any = generate(
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
-        do_sample=False,
+        **_PLAIN,
         max_new_tokens=max_new_tokens,
         eos_token_id=end_of_turn,
         pad_token_id=end_of_turn,

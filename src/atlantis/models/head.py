@@ -32,7 +32,8 @@ class HeadOutput(NamedTuple):
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
     """Read scaling and soft-capping from a model's configuration."""
     fields = config.get_text_config().to_dict()
-    scale = fields.get("logit_scale") or fields.get("lm_head_multiplier") or 1.0
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+    scale = next((fields[name] for name in names if fields.get(name) is not None), 1.0)
     divisor = fields.get("logits_scaling")  # Granite, MiniCPM3 divide; HyperCLOVA X multiplies
     if divisor:
         scale = divisor if fields["model_type"] == "hyperclovax" else 1.0 / divisor

@@ -33,8 +33,8 @@ class LoadingConfig(BaseModel):
     """Type of the weights and activations. Log-probabilities are float32 in any case."""
     device: str = "auto"
     """``auto`` takes a GPU where there is one; or a torch device: ``cpu``, ``cuda:1``."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention implementation of transformers; ``auto`` takes what the architecture prefers."""
 
     @field_validator("device")
     @classmethod
@@ -117,7 +117,7 @@ def load_model(name: str, config: LoadingConfig) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=config.torch_dtype,
-            attn_implementation=config.attention,
+            attn_implementation=None if config.attention == "auto" else config.attention,
             use_safetensors=True,
             output_loading_info=True,
         )

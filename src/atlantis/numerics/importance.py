@@ -79,10 +79,19 @@ def temper(
 
     ESS falls monotonically as the power grows, so bisection finds it; the power 0 (uniform weights)
     always satisfies the bound. Without a bound the power is ``kappa`` itself.
+
+    Raises:
+        ValueError: So many weights are zero that no power reaches the bound.
     """
     if min_ess_fraction is None:
         return Tempered(kappa * log_weights, kappa)
     enough = min_ess_fraction * log_weights.size
+    num_zero = int(np.isneginf(log_weights).sum())
+    if log_weights.size - num_zero < enough:
+        raise ValueError(
+            f"{num_zero} of {log_weights.size} weights are zero, so that no tempering reaches an "
+            f"effective sample size of {min_ess_fraction:.0%}"
+        )
 
     def holds(power: float) -> bool:
         return effective_sample_size(power * log_weights) >= enough
@@ -145,11 +154,15 @@ def pareto_smooth(log_weights: Float[np.ndarray, " example"]) -> Float[np.ndarra
     """Pareto-smoothed importance sampling: the largest weights become order statistics of a fit.
 
     Raises:
-        ValueError: There are fewer than 25 weights or they are constant: no tail can be fitted.
+        ValueError: There are fewer than 25 weights, they are constant, or their tail underflows: no
+            tail can be fitted.
     """
     # arviz-stats wants log-likelihoods and negates them inside, so log-weights go in with the other
     # sign. Without the minus the worst examples would weigh most, and nothing would say so.
-    smoothed, _ = array_stats.psislw(-log_weights)
+    with np.errstate(all="ignore"):  # what underflows is refused below
+        smoothed, _ = array_stats.psislw(-(log_weights - log_weights.max()))
+    if np.isnan(smoothed).any():
+        raise ValueError("the tail of the weights underflows; temper them first")
     return np.asarray(smoothed, dtype=np.float64)
 
 
@@ -190,6 +203,6 @@ def mean_one_within(
     for group in np.unique(groups):
         inside = groups == group
         if np.isneginf(log_weights[inside]).all():
-            raise ValueError(f"all weights of group {group!r} are zero")
+            raise ValueError(f"all weights of group {str(group)!r} are zero")
         result[inside] = mean_one(log_weights[inside], masses=masses[inside])
     return result

@@ -36,7 +36,7 @@ class CorpusSizes:
     """How many sentences each file holds."""
 
     train: int = 1000
-    trusted: int = 400
+    trusted: int = 500
     test: int = 600
     sentences: int = 8000
 

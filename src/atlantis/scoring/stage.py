@@ -61,6 +61,7 @@ def run(
     rows = tokenize(examples, tokenizer, max_length=config.max_length)
     store = ScoreStore(out)
     store.start(_fingerprint(examples, model, config=config, loading=loading))
+    store.repair()
     if store.is_complete:
         return store
     parts = _parts(rows, token_budget=config.token_budget)

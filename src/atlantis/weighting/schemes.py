@@ -52,6 +52,11 @@ class _Linear(_Config):
         names = ("large", "reference", "small")
         return tuple(n for n, c in zip(names, self.coefficients, strict=True) if c != 0)
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether the models have to split a completion into the same tokens."""
+        return self.unit == "token" and self.alpha > 0
+
     def log_weights(self, scores: ModelScores) -> Floats:
         combined = combine(
             large=scores.large,
@@ -104,6 +109,12 @@ class Custom(_Linear):
     small: float = 0.0
     """Coefficient of the small model's log-probability."""
 
+    @model_validator(mode="after")
+    def _some_model_counts(self) -> Self:
+        if not any(self.coefficients):
+            raise ValueError("give a coefficient for large, reference or small")
+        return self
+
     @property
     def coefficients(self) -> tuple[float, float, float]:
         return (self.large, self.reference, self.small)
@@ -119,11 +130,16 @@ class LossRatio(_Config):
         """The models that have to be scored."""
         return ("reference", "small")
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether the models have to split a completion into the same tokens: means do."""
+        return True
+
     def log_weights(self, scores: ModelScores) -> Floats:
         if scores.reference is None or scores.small is None:
             raise ValueError("loss_ratio needs the reference and the small model's scores")
         # Both means are over the same tokens, so the lengths cancel.
-        with np.errstate(divide="ignore"):  # a certain completion has nll 0: log 0 = -inf
+        with np.errstate(divide="ignore", invalid="ignore"):  # nll 0 of a certain completion
             return np.log(-scores.small) - np.log(-scores.reference)
 
 
@@ -136,6 +152,11 @@ class Uniform(_Config):
     def models(self) -> tuple[str, ...]:
         """The models that have to be scored: none."""
         return ()
+
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether the models have to split a completion into the same tokens."""
+        return False
 
     def log_weights(self, scores: ModelScores) -> Floats:
         return np.zeros(scores.num_tokens.size)
@@ -159,6 +180,11 @@ class _Derived(_Config):
     def models(self) -> tuple[str, ...]:
         """The models that have to be scored."""
         return self.of.models
+
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether the models have to split a completion into the same tokens."""
+        return self.of.compares_tokens
 
 
 class Shuffled(_Derived):
@@ -236,6 +262,14 @@ class WeightingConfig(_Config):
     """Pareto-smooth the largest weights instead of clipping them."""
     normalise_within: Literal["none", "label", "length_decile"] = "none"
     """Mean one inside each group, so that weighting does not shift the mix of the groups."""
+
+    @model_validator(mode="after")
+    def _tail_is_treated_once(self) -> Self:
+        if self.pareto_smooth and self.clip is not None:
+            raise ValueError("pareto_smooth and clip both treat the tail; choose one")
+        if isinstance(self.scheme, DropLowest) and self.clip is not None:
+            raise ValueError("a clip would lift the dropped rows again; remove it")
+        return self
 
 
 PRESETS: dict[str, WeightingConfig] = {

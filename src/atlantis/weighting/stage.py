@@ -1,5 +1,6 @@
 """Join the models' scores by id, apply a scheme, and say how far the weights can be trusted."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,9 @@ def read_weights(path: Path) -> Weights:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise WeightError(f"{path}: a column has another type ({error})") from None
     columns = {name: table[name].to_pylist() for name in WEIGHTS_SCHEMA.names}
+    for example_id, count in Counter(columns["example_id"]).items():
+        if count > 1:
+            raise WeightError(f"{path}: example {example_id!r} stands there {count} times")
     weights = dict(zip(columns["example_id"], columns["weight"], strict=True))
     kept = [i for i, s in zip(columns["example_id"], columns["status"], strict=True) if s == "ok"]
     for example_id in kept:
@@ -130,7 +134,7 @@ def weigh(
         raise WeightError("no scores given: at least one store has to say which examples there are")
     _check_same_data(given)
     used = {name: given[name] for name in needed} or dict(list(given.items())[:1])
-    joined = _Joined.read(used)
+    joined = _Joined.read(used, same_tokens=config.scheme.compares_tokens)
     try:
         outcome = _apply(joined, config, normalise_for=normalise_for, labels=labels)
     except WeightError:
@@ -151,7 +155,7 @@ class _Joined:
     end_of_turn_tokens: int
 
     @staticmethod
-    def read(stores: Mapping[str, ScoreStore]) -> "_Joined":
+    def read(stores: Mapping[str, ScoreStore], *, same_tokens: bool) -> "_Joined":
         tables = {name: _by_id(store) for name, store in stores.items()}
         ids = sorted(next(iter(tables.values())))
         for name, rows in tables.items():
@@ -163,7 +167,8 @@ class _Joined:
         kept = [i for i, s in zip(ids, status, strict=True) if s == "ok"]
         if not kept:
             raise WeightError("no example could be scored under every model")
-        first = next(iter(tables.values()))
+        # The large model is the one that is trained: its tokens are those of the loss.
+        first = tables.get("large") or next(iter(tables.values()))
         lengths = {name: [rows[i][2] for i in kept] for name, rows in tables.items()}
         logprobs = {
             name: np.array([rows[i][1] for i in kept], dtype=np.float64)
@@ -177,10 +182,10 @@ class _Joined:
             num_tokens=np.array([first[i][2] for i in kept], dtype=np.int64),
             num_bytes=np.array([first[i][3] for i in kept], dtype=np.int64),
         )
-        if len({tuple(values) for values in lengths.values()}) > 1:
+        if same_tokens and len({tuple(values) for values in lengths.values()}) > 1:
             raise WeightError(
                 "the models split the completions into different tokens, so that a ratio per token "
-                "is not defined; score with models that share a tokenizer"
+                "is not defined; score with models that share a tokenizer, or use unit: byte"
             )
         return _Joined(ids, status, scores, kept, 0 if scored_end else 1)
 
