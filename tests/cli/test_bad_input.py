@@ -227,7 +227,7 @@ def test_a_row_with_two_weights_is_refused(refused, tiny_models, data, tmp_path)
     table = pq.read_table(path)
     pq.write_table(pa.concat_tables([table, table.slice(1)]), path)
     files = command("train", data, tiny_models / "small", tmp_path / "out")
-    assert "example 'b' has 2 weights" in refused(*files, "--weights", path)
+    assert "w.parquet: example 'b' stands there 2 times" in refused(*files, "--weights", path)
 
 
 def test_weights_made_from_other_data_are_refused(refused, tiny_models, data, tmp_path):

@@ -60,17 +60,14 @@ def _refuse_other_data(rows: Sequence[Example], weights: Weights, path: Path) ->
         raise WeightError(
             f"{path}: made from other data (its rendered_text differs); score and weigh these rows"
         )
-    counts = Counter(weights.example_id)
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice:
-        raise WeightError(f"{path}: example {twice[0]!r} has {counts[twice[0]]} weights; give one")
-    missing = [row.example_id for row in rows if row.example_id not in counts]
+    given = set(weights.example_id)  # `read_weights` refuses an id that stands there twice
+    missing = [row.example_id for row in rows if row.example_id not in given]
     if missing:
         raise WeightError(
             f"{path}: example {missing[0]!r} has no weight ({len(missing):,} of {len(rows):,} have "
             "none); weigh the same data again"
         )
-    extra = counts.keys() - {row.example_id for row in rows}
+    extra = given - {row.example_id for row in rows}
     if extra:
         raise WeightError(
             f"{path}: {len(extra):,} ids such as {min(map(str, extra))!r} are not in the data; "
