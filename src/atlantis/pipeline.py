@@ -3,11 +3,10 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 import transformers
@@ -19,12 +18,11 @@ from atlantis.data.splits import load_splits
 from atlantis.data.tokenization import tokenize
 from atlantis.errors import ConfigError, DataError
 from atlantis.evaluation import stage as evaluation
-from atlantis.evaluation.chance import chance_report
-from atlantis.evaluation.comparison import compare
-from atlantis.evaluation.relations import entity_type_baseline
+from atlantis.evaluation.arms import compare_arms
+from atlantis.evaluation.chance import ask_reference
 from atlantis.models.loading import check_decoder_only, fingerprint_model, load_tokenizer
 from atlantis.records import Example
-from atlantis.report import stage as report
+from atlantis.report import stage as reporting
 from atlantis.scoring import stage as scoring
 from atlantis.stages import Stage
 from atlantis.store import (
@@ -32,7 +30,6 @@ from atlantis.store import (
     digest_json,
     exclusive,
     read_json,
-    read_table,
     write_bytes,
     write_json,
     write_table,
@@ -44,8 +41,6 @@ from atlantis.weighting.schemes import Shuffled, WeightingConfig
 _CHECKED_TRAINING_ROWS = 1000
 """Training rows that the check before training asks the reference about."""
 _MOST_LABELS = 200
-_ENTITY_TYPES = "entity_types"
-"""Pseudo-arm: a table from entity types to relations, where the data have types."""
 _REPORT_FILES = ("report.html", "report.json")
 
 
@@ -261,7 +256,16 @@ class Pipeline:
         }
 
         def work(folder: Path) -> None:
-            write_json(folder / "comparison.json", self._compare(evaluated))
+            comparison = compare_arms(
+                {arm: {seed: s.folder for seed, s in by.items()} for arm, by in evaluated.items()},
+                train=self.splits.train,
+                test=self.splits.test,
+                labels=self.splits.labels,
+                baseline=self.config.baseline,
+                control=self.config.control,
+                num_replicates=self.config.evaluation.num_bootstrap,
+            )
+            write_json(folder / "comparison.json", comparison)
 
         inputs = tuple(stage for by_seed in evaluated.values() for stage in by_seed.values())
         return self._stage("compare", settings, inputs, work)
@@ -288,29 +292,7 @@ class Pipeline:
         }
 
         def work(folder: Path) -> None:
-            inputs = report.ReportInputs(
-                name=self.config.name,
-                recipe=self.config.model_dump(mode="json"),
-                comparison=self.comparison.folder / "comparison.json",
-                checks={seed: check.folder / "check.json" for seed, check in checks.items()},
-                train=self.data.folder / "train.parquet",
-                weights={
-                    arm: {s: stage.folder / "weights.parquet" for s, stage in by_seed.items()}
-                    for arm, by_seed in weights.items()
-                    if by_seed
-                },
-                scores={r: {s: st.folder for s, st in by.items()} for r, by in scores.items()},
-                runs={
-                    arm: {
-                        seed: self.evaluated(arm, seed).folder / "run.json"
-                        for seed in self.config.seeds
-                    }
-                    for arm in self.config.arms
-                },
-                notes=self.splits.notes,
-                headline_arm=self.config.headline,
-            )
-            report.run(inputs, folder)
+            reporting.run(self._report_inputs(weights, checks, scores), folder)
 
         inputs = (
             self.data,
@@ -322,9 +304,37 @@ class Pipeline:
         settings = {
             "recipe": self.config.model_dump(mode="json"),
             "notes": list(self.splits.notes),
-            "code": report.VERSION,
+            "code": reporting.VERSION,
         }
         return self._stage("report", settings, inputs, work)
+
+    def _report_inputs(
+        self,
+        weights: Mapping[str, Mapping[int, Stage]],
+        checks: Mapping[int, Stage],
+        scores: Mapping[str, Mapping[int, Stage]],
+    ) -> reporting.ReportInputs:
+        def files(stages: Mapping[int, Stage], name: str) -> dict[int, Path]:
+            return {seed: stage.folder / name for seed, stage in stages.items()}
+
+        runs = {
+            arm: {seed: self.evaluated(arm, seed) for seed in self.config.seeds}
+            for arm in self.config.arms
+        }
+        return reporting.ReportInputs(
+            name=self.config.name,
+            recipe=self.config.model_dump(mode="json"),
+            comparison=self.comparison.folder / "comparison.json",
+            checks=files(checks, "check.json"),
+            train=self.data.folder / "train.parquet",
+            weights={arm: files(by, "weights.parquet") for arm, by in weights.items() if by},
+            scores={
+                role: {seed: s.folder for seed, s in by.items()} for role, by in scores.items()
+            },
+            runs={arm: files(by, "run.json") for arm, by in runs.items()},
+            notes=self.splits.notes,
+            headline_arm=self.config.headline,
+        )
 
     def _stage(
         self,
@@ -347,7 +357,7 @@ class Pipeline:
         return name
 
     def _training_settings(
-        self, model: str, config: training.TrainingConfig, seed: int, rows: Sequence[Example]
+        self, model: str, config: training.TrainingConfig, seed: int, rows: tuple[Example, ...]
     ) -> dict[str, Any]:
         return {
             "model": self._fingerprints[model],
@@ -384,12 +394,12 @@ class Pipeline:
             num_steps=num_steps,
         )
 
-    def _rows(self, which: str) -> Sequence[Example]:
+    def _rows(self, which: str) -> tuple[Example, ...]:
         if which == "train+trusted":
             return (*self.splits.train, *self.splits.trusted)
         if which == "train":
             return self.splits.train
-        right = [row for row in self.splits.train if row.label == row.gold_label]
+        right = tuple(row for row in self.splits.train if row.label == row.gold_label)
         if not right:
             raise ConfigError("rows: right needs true labels of the training rows; drop that arm")
         return right
@@ -407,22 +417,27 @@ class Pipeline:
 
     def _chance(self, reference: str, diagnostics: Mapping[str, Any]) -> dict[str, Any]:
         step = max(1, len(self.splits.train) // _CHECKED_TRAINING_ROWS)
-        heldout = self.splits.heldout
         sample = self.splits.train[::step]
         too_long = set(self._too_long(sample))
-        sample = [row for row in sample if row.example_id not in too_long]
-        by_reference = self._predict((*heldout, *sample), reference)
-        by_small = self._predict(heldout, self.config.models.small)
-        answers = by_reference["predicted"]
-        return chance_report(
-            heldout=heldout,
-            reference_answers=answers[: len(heldout)],
-            small_answers=by_small["predicted"],
-            reference_logprobs=self._mean_true_logprob(by_reference["logprobs"][: len(heldout)]),
-            small_logprobs=self._mean_true_logprob(by_small["logprobs"]),
-            train=sample,
-            reference_train_answers=answers[len(heldout) :],
-            num_labels=len(self.splits.labels.names),
+
+        def predict(rows: Sequence[Example], model: str) -> dict[str, Any]:
+            return evaluation.predict(
+                rows,
+                self.splits.labels,
+                self._completions,
+                model,
+                config=self.config.evaluation.model_copy(update={"generate": False}),
+                loading=self.config.models.loading,
+                max_length=self.config.scoring.max_length,
+            )
+
+        return ask_reference(
+            predict,
+            heldout=self.splits.heldout,
+            train=[row for row in sample if row.example_id not in too_long],
+            labels=self.splits.labels,
+            reference=reference,
+            small=self.config.models.small,
             diagnostics=diagnostics,
         )
 
@@ -453,58 +468,12 @@ class Pipeline:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.config.models.large)
 
-    def _predict(self, rows: Sequence[Example], model: str) -> dict[str, Any]:
-        return evaluation.predict(
-            rows,
-            self.splits.labels,
-            self._completions,
-            model,
-            config=self.config.evaluation.model_copy(update={"generate": False}),
-            loading=self.config.models.loading,
-            max_length=self.config.scoring.max_length,
-        )
-
-    def _mean_true_logprob(self, logprobs: np.ndarray) -> float:
-        """Mean log-probability of the held-out rows' true labels."""
-        names = self.splits.labels.names
-        true = [names.index(evaluation.true_label(row)) for row in self.splits.heldout]
-        return float(logprobs[np.arange(len(true)), true].mean())
-
     def _refuse_harm(self, check: Mapping[str, Any], seed: int) -> None:
         if check["verdict"] == "harm" and not self._force:
             raise ConfigError(
                 f"seed {seed}: {check['sentence']} Training with these weights is likely to do "
                 "harm; use a better reference, or --force to train anyway"
             )
-
-    def _compare(self, evaluated: Mapping[str, Mapping[int, Stage]]) -> dict[str, Any]:
-        tables = {
-            arm: {seed: read_table(s.folder / "predictions.parquet") for seed, s in by.items()}
-            for arm, by in evaluated.items()
-        }
-        gold = [evaluation.true_label(row) for row in self.splits.test]
-        predictions = {
-            arm: {seed: table["predicted"].to_pylist() for seed, table in by_seed.items()}
-            for arm, by_seed in tables.items()
-        }
-        if all(row.entity_types for row in (*self.splits.train, *self.splits.test)):
-            table = list(entity_type_baseline(self.splits.train, self.splits.test))
-            predictions[_ENTITY_TYPES] = dict.fromkeys(self.config.seeds, table)
-        result = compare(
-            predictions,
-            gold,
-            self.splits.labels,
-            baseline=self.config.baseline,
-            control=self.config.control,
-            num_replicates=self.config.evaluation.num_bootstrap,
-        )
-        for arm, by_seed in evaluated.items():
-            metrics = [read_json(s.folder / "metrics.json") for s in by_seed.values()]
-            generated = [m["generated"] for m in metrics if "generated" in m]
-            if generated:
-                result["arms"][arm]["unparsed"] = [m["unparsed"] for m in generated]
-                result["arms"][arm]["generated"] = generated
-        return result
 
     def _discard(self, arm: str, seed: int) -> None:
         """Delete a checkpoint that the recipe does not keep, once its predictions are there."""
@@ -522,7 +491,8 @@ def _seeded(config: WeightingConfig, seed: int) -> WeightingConfig:
     return config.model_copy(update={"scheme": scheme})
 
 
-def _digest(rows: Sequence[Example]) -> str:
+@lru_cache(maxsize=32)  # many stages depend on the same rows
+def _digest(rows: tuple[Example, ...]) -> str:
     return digest_json([asdict(row) for row in rows])
 
 

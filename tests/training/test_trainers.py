@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -155,11 +156,14 @@ def test_gradient_of_packed_rows_equals_the_hand_computation(model, tokenizer, t
         {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2},
         {"packing": True, "max_length": 32},
         {"loss_type": "dft"},
+        {"lora": True},
     ],
-    ids=["padded", "accumulated", "packed", "dft"],
+    ids=["padded", "accumulated", "packed", "dft", "lora"],
 )
 def test_unit_weights_are_stock_sft_trainer_step_for_step(model, tokenizer, tmp_path, changes):
     rows = ragged_rows(48, weights=False)
+    changes = dict(changes)
+    peft = LoraConfig(r=4, target_modules="all-linear") if changes.pop("lora", False) else None
     runs = {}
     for name, cls, config, data in [
         ("stock", SFTTrainer, SFTConfig, rows),
@@ -170,6 +174,7 @@ def test_unit_weights_are_stock_sft_trainer_step_for_step(model, tokenizer, tmp_
             arguments(config, tmp_path / name, max_steps=20, **changes),
             train_dataset=data,
             processing_class=tokenizer,
+            peft_config=peft,
         )
         trainer.train()
         runs[name] = torch.tensor(

@@ -6,20 +6,58 @@ given labels of the training rows it estimates how many of those are right; and 
 the weight goes. True labels of the training rows are not used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from atlantis.evaluation.stage import true_label
-from atlantis.records import Example
+from atlantis.records import Example, LabelSet
 
 CONSTANT_ESS_FRACTION = 0.99
 SHIFTED_CLASS_SHARE = 0.25
 """Largest share of the training mass that weights may move between classes."""
 _LEAST_SKILL = 0.1
 """Under this much accuracy above chance, agreement says nothing about the labels."""
+
+
+def ask_reference(
+    predict: Callable[[Sequence[Example], str], Mapping[str, Any]],
+    *,
+    heldout: Sequence[Example],
+    train: Sequence[Example],
+    labels: LabelSet,
+    reference: str,
+    small: str,
+    diagnostics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Ask the reference and the small model, and report what that says of the weights.
+
+    Args:
+        predict: Rows and a model -> ``predicted`` labels and ``logprobs`` of all labels.
+        heldout: Trusted rows that the reference was not trained on.
+        train: Training rows, or a sample of them.
+        labels: The closed set.
+        reference: The reference model.
+        small: The small base model.
+        diagnostics: Diagnostics of the weights.
+    """
+    true = [labels.names.index(true_label(row)) for row in heldout]
+    by_reference, by_small = predict((*heldout, *train), reference), predict(heldout, small)
+    # Rows are held-out ones first.
+    positions = np.arange(len(true)), true
+    return chance_report(
+        heldout=heldout,
+        reference_answers=by_reference["predicted"][: len(heldout)],
+        small_answers=by_small["predicted"],
+        reference_logprobs=float(by_reference["logprobs"][positions].mean()),
+        small_logprobs=float(by_small["logprobs"][positions].mean()),
+        train=train,
+        reference_train_answers=by_reference["predicted"][len(heldout) :],
+        num_labels=len(labels.names),
+        diagnostics=diagnostics,
+    )
 
 
 def chance_report(

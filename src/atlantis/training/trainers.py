@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl.data_utils import pack_dataset
@@ -272,7 +273,7 @@ def _refuse_parallelism(accelerator: Any) -> None:
 
 def _use_compact_head(model: Any) -> None:
     """Project only the trained positions: off CUDA, TRL's fused head projects every position."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     stock_forward = base.forward
 
     def forward(
