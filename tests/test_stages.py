@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from atlantis.stages import DONE, Stage
+from atlantis.stages import DONE, Stage, in_order
 
 
 class Killed(BaseException):
@@ -241,6 +241,17 @@ def test_the_record_says_what_the_result_was_made_from(diary):
 
 
 def test_the_plan_lists_every_stage_once_inputs_first(diary):
-    names = [stage.name for stage in chain(diary).walk()]
+    names = [stage.name for stage in in_order([chain(diary)])]
     assert names == ["data", "left", "right", "end"]
     assert not diary.root.exists()  # a plan does nothing
+
+
+def test_what_a_finished_stage_needed_is_no_longer_pending(diary):
+    first = diary.stage("a")
+    second = diary.stage("b", first)
+    third = diary.stage("c", second)
+    assert [stage.name for stage in third.pending()] == ["a", "b", "c"]
+    diary.make(second)
+    first.discard()
+    assert [stage.name for stage in third.pending()] == ["c"]
+    assert [stage.name for stage in in_order([third])] == ["a", "b", "c"]

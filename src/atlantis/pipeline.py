@@ -24,7 +24,7 @@ from atlantis.models.loading import check_decoder_only, fingerprint_model, load_
 from atlantis.records import Example
 from atlantis.report import stage as reporting
 from atlantis.scoring import stage as scoring
-from atlantis.stages import Stage
+from atlantis.stages import Stage, in_order
 from atlantis.store import (
     ScoreStore,
     digest_json,
@@ -90,6 +90,24 @@ class Pipeline:
             for name in _REPORT_FILES:
                 write_bytes(self.out / name, (folder / name).read_bytes())
         return read_json(self.comparison.folder / "comparison.json")
+
+    def plan(self) -> list[tuple[Stage, str]]:
+        """Every stage in the order of the work: ``cached``, ``to do`` or ``unneeded``.
+
+        A stage is unneeded when it is not there but nothing that is still to do reads it, such as
+        the checkpoint of an arm whose predictions are there.
+        """
+        arms = [(arm, seed) for seed in self.config.seeds for arm in self.config.arms]
+        checks = [check for seed in self.config.seeds if (check := self.check(seed)) is not None]
+        targets = [*checks, *(self.evaluated(*arm) for arm in arms), self.report]
+        pending = {s.digest for s in in_order(targets, skip=lambda stage: stage.is_done)}
+
+        def state(stage: Stage) -> str:
+            if stage.is_done:
+                return "cached"
+            return "to do" if stage.digest in pending else "unneeded"
+
+        return [(stage, state(stage)) for stage in in_order(targets)]
 
     @cached_property
     def data(self) -> Stage:

@@ -6,7 +6,7 @@ and a kill at any moment costs at most the stage that was running.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,16 +88,24 @@ class Stage:
         """Where the work is done, or undone."""
         return self.folder.with_name(self.folder.name + ".partial")
 
-    def walk(self) -> "Iterator[Stage]":
-        """Every stage that this one needs, inputs first, each once, and itself last."""
-        seen: set[str] = set()
+    def pending(self) -> "Iterator[Stage]":
+        """What `make` would work on: what a finished stage once needed may be gone."""
+        yield from in_order([self], skip=lambda stage: stage.is_done)
 
-        def visit(stage: Stage) -> Iterator[Stage]:
-            if stage.digest in seen:
-                return
-            seen.add(stage.digest)
-            for needed in stage.inputs:
-                yield from visit(needed)
-            yield stage
 
-        yield from visit(self)
+def in_order(
+    targets: Iterable[Stage], *, skip: Callable[[Stage], bool] = lambda stage: False
+) -> Iterator[Stage]:
+    """The targets and all they depend on, inputs first, each once; a skipped one ends a branch."""
+    seen: set[str] = set()
+
+    def visit(stage: Stage) -> Iterator[Stage]:
+        if stage.digest in seen or skip(stage):
+            return
+        seen.add(stage.digest)
+        for needed in stage.inputs:
+            yield from visit(needed)
+        yield stage
+
+    for target in targets:
+        yield from visit(target)

@@ -351,7 +351,7 @@ def test_a_report_is_rebuilt_from_a_finished_run_only(recipe, atlantis, tmp_path
 
     plan = atlantis("run", recipe, "--out", out, "--dry-run", "--json")
     stages = json.loads(plan.out[0])["stages"]
-    assert {stage["cached"] for stage in stages} == {False}
+    assert {stage["state"] for stage in stages} == {"to do"}
     assert not out.exists()
 
     ran = atlantis("run", recipe, "--out", out, "--json")

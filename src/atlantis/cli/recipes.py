@@ -1,5 +1,6 @@
 """``atlantis run``, ``quickstart``, ``report`` and ``recipes``: whole experiments."""
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,12 +103,12 @@ def _pipeline(config: "RunConfig", out: Path | None, *, force: bool) -> "Pipelin
 
 
 def _show_plan(pipeline: "Pipeline", *, as_json: bool) -> None:
-    stages = list(pipeline.report.walk())
+    plan = pipeline.plan()
     if as_json:
-        put_json({"stages": [{"name": s.name, "cached": s.is_done} for s in stages]})
+        put_json({"stages": [{"name": stage.name, "state": state} for stage, state in plan]})
         return
-    for stage in stages:
-        put(f"{'cached' if stage.is_done else 'to do ':6} {stage.name}")
+    for stage, state in plan:
+        put(f"{state:8} {stage.name}")
 
 
 def _run(pipeline: "Pipeline", *, as_json: bool) -> None:
@@ -115,7 +116,8 @@ def _run(pipeline: "Pipeline", *, as_json: bool) -> None:
 
     for note in pipeline.splits.notes:
         say(f"data: {note}")
-    comparison = pipeline.run(_announcer(list(pipeline.report.walk())))
+    num_pending = sum(state == "to do" for _, state in pipeline.plan())
+    comparison = pipeline.run(_announcer(num_pending))
     page = pipeline.out / "report.html"
     if as_json:
         put_json({"report": str(page), "comparison": comparison})
@@ -131,7 +133,7 @@ def _require_finished(pipeline: "Pipeline") -> None:
         StoreError: A stage is missing; the message names the first.
     """
     needed = (*pipeline.report.inputs, *pipeline.comparison.inputs)
-    missing = next(filter(None, map(_first_missing, needed)), None)
+    missing = next((stage for target in needed for stage in target.pending()), None)
     if missing is not None:
         raise StoreError(
             f"{pipeline.out}: stage {missing.name} is not done, or was done with other settings; "
@@ -139,21 +141,12 @@ def _require_finished(pipeline: "Pipeline") -> None:
         )
 
 
-def _first_missing(stage: "Stage") -> "Stage | None":
-    """The first stage that making this one would do; what a finished stage read may be gone."""
-    if stage.is_done:
-        return None
-    return next(filter(None, map(_first_missing, stage.inputs)), stage)
-
-
-def _announcer(stages: "list[Stage]") -> "Callable[[Stage], None]":
+def _announcer(num_pending: int) -> "Callable[[Stage], None]":
     """Says which stage begins, how many there are, and how long it has taken so far."""
-    numbers = {stage.digest: index for index, stage in enumerate(stages, 1)}
-    begin = time.monotonic()
+    numbers, begin = itertools.count(1), time.monotonic()
 
     def announce(stage: "Stage") -> None:
         seconds = time.monotonic() - begin
-        number = numbers.get(stage.digest, 0)
-        say(f"[{number}/{len(stages)}] {stage.name} ({seconds:.0f} s)")
+        say(f"[{next(numbers)}/{num_pending}] {stage.name} ({seconds:.0f} s)")
 
     return announce
