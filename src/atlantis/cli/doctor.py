@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -76,10 +77,8 @@ def _packages() -> Iterator[Check]:
 
 def _extra_of(need: Any) -> str | None:
     """The extra that a requirement belongs to, from its marker."""
-    if need.marker is None or need.marker.evaluate({"extra": ""}):
-        return None
-    extras = metadata.metadata(_DISTRIBUTION).get_all("Provides-Extra") or []
-    return next(name for name in extras if need.marker.evaluate({"extra": name}))
+    found = re.search(r'extra == "([^"]+)"', str(need.marker))
+    return found[1] if found else None
 
 
 def _package(name: str, wanted: Any, extra: str | None) -> Check:
