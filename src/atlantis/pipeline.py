@@ -20,6 +20,7 @@ from atlantis.errors import ConfigError, DataError
 from atlantis.evaluation import stage as evaluation
 from atlantis.evaluation.arms import compare_arms
 from atlantis.evaluation.chance import ask_reference
+from atlantis.evaluation.separation import probe_rows, separation
 from atlantis.models.loading import check_decoder_only, fingerprint_model, load_tokenizer
 from atlantis.records import Example
 from atlantis.report import stage as reporting
@@ -208,12 +209,15 @@ class Pipeline:
             "reference": None if made_here else self._fingerprints[self._model("reference")],
             "rows": [_digest(self.splits.heldout), _digest(self.splits.train)],
             "completions": self._completions,
+            "seed": seed,
         }
 
         def work(folder: Path) -> None:
             reference = str(made_here.folder) if made_here else self._model("reference")
+            separation = self._separation(reference, folder, seed)
             diagnostics = read_json(weights.folder / "weights.json")
-            write_json(folder / "check.json", self._chance(reference, diagnostics))
+            found = self._chance(reference, diagnostics, separation)
+            write_json(folder / "check.json", found)
 
         inputs = (weights,) if made_here is None else (weights, made_here)
         return self._stage(f"check-seed{seed}", settings, inputs, work)
@@ -433,7 +437,46 @@ class Pipeline:
             if weight is not None
         }
 
-    def _chance(self, reference: str, diagnostics: Mapping[str, Any]) -> dict[str, Any]:
+    def _separation(self, reference: str, folder: Path, seed: int) -> dict[str, Any] | None:
+        """How far the headline arm's weights tell right labels from wrong on held-out rows."""
+        config = self.config.arms[self.config.headline].weights
+        assert config is not None  # there is no check without weights
+        models = {
+            "large": self.config.models.large,
+            "small": self.config.models.small,
+            "reference": reference,
+        }
+        rows = probe_rows(self.splits.heldout, self.splits.train, self._completions, seed=seed)
+        if not rows or not config.scheme.models:
+            return None
+        stores = {
+            role: scoring.run(
+                rows,
+                models[role],
+                folder / f"probe-{role}",
+                config=self.config.scoring,
+                loading=self.config.models.loading,
+            )
+            for role in config.scheme.models
+        }
+        plain = config.model_copy(update={"normalise_within": "none", "min_ess_fraction": None})
+        weights = weighting.weigh(
+            large=stores.get("large"),
+            reference=stores.get("reference"),
+            small=stores.get("small"),
+            config=plain,
+        )
+        by_id = dict(zip(weights.example_id, weights.log_weight, strict=True))
+        known = {i: value for i, value in by_id.items() if value is not None}
+        within_label = config.normalise_within == "label"
+        return separation(rows, known, within_label=within_label, seed=seed)
+
+    def _chance(
+        self,
+        reference: str,
+        diagnostics: Mapping[str, Any],
+        separation: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
         step = max(1, len(self.splits.train) // _CHECKED_TRAINING_ROWS)
         sample = self.splits.train[::step]
         too_long = set(self._too_long(sample))
@@ -457,6 +500,7 @@ class Pipeline:
             reference=reference,
             small=self.config.models.small,
             diagnostics=diagnostics,
+            separation=separation,
         )
 
     def _refuse_long_test_rows(self) -> None:

@@ -189,3 +189,40 @@ def test_weights_that_move_much_mass_between_classes_do_harm():
 def test_weights_that_leave_the_mix_alone_move_nothing():
     groups = {name: {"mean": 1.0, "n": n} for name, n in (("a", 5), ("b", 500))}
     assert report(groups=groups)["mass_moved_between_classes"] == 0.0
+
+
+CLEAR = {"mean": 0.8, "low": 0.7, "high": 0.9, "n": 100}
+BLURRED = {"mean": 0.54, "low": 0.46, "high": 0.62, "n": 100}
+
+
+def judged(separation, *, within, reference=0.4, labels=0.9):
+    rng = np.random.default_rng(0)
+    heldout, gold = rng.choice(LABELS, 400).tolist(), rng.choice(LABELS, 4000).tolist()
+    return chance_report(
+        heldout=rows(heldout),
+        reference_answers=with_accuracy(rng, heldout, reference),
+        small_answers=heldout,
+        reference_logprobs=-0.5,
+        small_logprobs=-9.0,
+        train=rows(gold, with_accuracy(rng, gold, labels)),
+        reference_train_answers=with_accuracy(rng, gold, reference),
+        num_labels=len(LABELS),
+        diagnostics={
+            "ess_fraction": 0.7,
+            "mean_weight_by_group": {},
+            "scheme": {"normalise_within": within},
+        },
+        separation=separation,
+    )
+
+
+def test_weights_that_do_not_tell_right_labels_from_wrong_do_harm_whoever_made_them():
+    found = judged(BLURRED, within="none", reference=0.95, labels=0.6)
+    assert (found["verdict"], "54% of pairs" in found["sentence"]) == ("harm", True)
+
+
+def test_a_weak_reference_may_still_rank_the_sentences_of_a_class():
+    assert judged(CLEAR, within="label")["verdict"] == "unclear"
+    assert judged(BLURRED, within="label")["verdict"] == "harm"
+    assert judged(CLEAR, within="none")["verdict"] == "harm"
+    assert judged(None, within="label")["verdict"] == "harm"

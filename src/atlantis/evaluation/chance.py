@@ -1,9 +1,10 @@
 """Does weighting stand a chance? Asked before anything is trained with the weights.
 
 Weights are only as good as the reference. On trusted rows that the reference never saw, this
-measures how often it and the small model are right; from how often the reference agrees with the
-given labels of the training rows it estimates how many of those are right; and it looks at where
-the weight goes. True labels of the training rows are not used.
+measures how often it and the small model are right, and how far the weights would tell right
+labels from wrong ones there; from how often the reference agrees with the given labels of the
+training rows it estimates how many of those are right; and it looks at where the weight goes. True
+labels of the training rows are not used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from atlantis.records import Example, LabelSet
 CONSTANT_ESS_FRACTION = 0.99
 SHIFTED_CLASS_SHARE = 0.25
 """Largest share of the training mass that weights may move between classes."""
+_CHANCE = 0.5
 _LEAST_SKILL = 0.1
 """Under this much accuracy above chance, agreement says nothing about the labels."""
 
@@ -31,6 +33,7 @@ def ask_reference(
     reference: str,
     small: str,
     diagnostics: Mapping[str, Any],
+    separation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Ask the reference and the small model, and report what that says of the weights.
 
@@ -42,6 +45,7 @@ def ask_reference(
         reference: The reference model.
         small: The small base model.
         diagnostics: Diagnostics of the weights.
+        separation: What `atlantis.evaluation.separation.separation` found.
     """
     true = [labels.names.index(true_label(row)) for row in heldout]
     by_reference, by_small = predict((*heldout, *train), reference), predict(heldout, small)
@@ -57,6 +61,7 @@ def ask_reference(
         reference_train_answers=by_reference["predicted"][len(heldout) :],
         num_labels=len(labels.names),
         diagnostics=diagnostics,
+        separation=separation,
     )
 
 
@@ -71,6 +76,7 @@ def chance_report(
     reference_train_answers: Sequence[str],
     num_labels: int,
     diagnostics: Mapping[str, Any],
+    separation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure, and say in one sentence whether the weights are likely to help.
 
@@ -84,6 +90,7 @@ def chance_report(
         reference_train_answers: The reference's label for each of those.
         num_labels: Size of the closed set.
         diagnostics: Diagnostics of the weights, with the mean weight per class.
+        separation: How far the weights tell right labels from wrong ones, where it was measured.
 
     Returns:
         ``verdict`` (``help``, ``nothing``, ``harm`` or ``unclear``), ``sentence`` and the figures.
@@ -103,6 +110,8 @@ def chance_report(
         high=estimated_label_accuracy(agreement["low"], reference["high"], num_labels),
         ess_fraction=diagnostics["ess_fraction"],
         moved=moved,
+        separation=separation,
+        within_label=_within_label(diagnostics),
     )
     return {
         "verdict": verdict,
@@ -115,7 +124,12 @@ def chance_report(
         "label_accuracy_estimate": label_accuracy,
         "mass_moved_between_classes": moved,
         "ess_fraction": diagnostics["ess_fraction"],
+        "separation": None if separation is None else dict(separation),
     }
+
+
+def _within_label(diagnostics: Mapping[str, Any]) -> bool:
+    return diagnostics.get("scheme", {}).get("normalise_within") == "label"
 
 
 def estimated_label_accuracy(agreement: float, accuracy: float, num_labels: int) -> float | None:
@@ -167,16 +181,28 @@ def _judge(
     high: float | None,
     ess_fraction: float,
     moved: float,
+    separation: Mapping[str, Any] | None,
+    within_label: bool,
 ) -> tuple[str, str]:
     """Verdict and sentence; ``low`` and ``high`` are the labels' accuracy at those bounds."""
     figures = f"reference right on {reference['mean']:.0%} of {reference['n']} held-out rows"
     if label_accuracy is not None:
         figures += f", given labels on about {label_accuracy:.0%}"
+    if separation is not None:
+        figures += f", a right label outweighs a wrong one in {separation['mean']:.0%} of pairs"
     if ess_fraction > CONSTANT_ESS_FRACTION:
         return "nothing", f"The weights are nearly constant: expect plain SFT ({figures})."
-    if high is None:
-        return "harm", f"The reference is too weak to tell right labels from wrong ({figures})."
-    if reference["high"] < high:
+    if separation is not None and separation["low"] <= _CHANCE:
+        return "harm", f"The weights do not tell right labels from wrong ({figures})."
+    if high is None or reference["high"] < high:
+        # Within a class the reference only has to rank sentences, which it may do well.
+        if within_label and separation is not None:
+            return (
+                "unclear",
+                f"The reference knows less than the labels, but ranks them ({figures}).",
+            )
+        if high is None:
+            return "harm", f"The reference is too weak to tell right labels from wrong ({figures})."
         return "harm", f"The reference knows less than the labels it is to judge ({figures})."
     if moved > SHIFTED_CLASS_SHARE:
         return "harm", f"The weights move {moved:.0%} of the mass between classes ({figures})."

@@ -50,6 +50,7 @@ _CHECK_KEYS = {
     "reference_accuracy",
     "small_accuracy",
     "label_accuracy_estimate",
+    "separation",
 }
 
 
@@ -227,6 +228,7 @@ def check_rows(checks: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "sentence": check["sentence"],
                 "reference_accuracy": _accuracy(check.get("reference_accuracy")),
                 "small_accuracy": _accuracy(check.get("small_accuracy")),
+                "separation": _accuracy(check.get("separation")),
                 "label_accuracy_estimate": share,
                 "label_accuracy_shown": "–" if share is None else percent(share),
                 "further": {
