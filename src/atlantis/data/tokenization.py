@@ -91,8 +91,10 @@ def rendered_digest(examples: Sequence[Example]) -> str:
 
 
 def _input_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    encoded: Any = tokenizer(texts)
-    return encoded["input_ids"]
+    unique = list(dict.fromkeys(texts))  # one prompt stands before many completions
+    encoded: Any = tokenizer(unique)
+    ids = dict(zip(unique, encoded["input_ids"], strict=True))
+    return [ids[text] for text in texts]
 
 
 def _num_bytes(text: str) -> int:
