@@ -205,7 +205,7 @@ class ScoreStore:
         if not self.is_complete:
             return
         parts = self._manifest()["parts"]
-        damaged = [name for name in parts if not self._is_intact(name)]
+        damaged = [name for name, digest in parts.items() if not self._is_intact(name, digest)]
         if damaged:
             fingerprint = self.fingerprint
             write_json(
@@ -234,18 +234,19 @@ class ScoreStore:
             raise StoreError(
                 f"{self.folder} is not a complete score store; run the scoring command again"
             )
-        names = sorted(self._manifest()["parts"])
+        parts = self._manifest()["parts"]
+        names = sorted(parts)
         for name in names:
-            if not self._is_intact(name):
+            if not self._is_intact(name, parts[name]):
                 raise StoreError(f"{self.folder / name} is damaged; run the scoring command again")
         tables = [read_table(self.folder / name, columns) for name in names]
         if not tables:
             return SCORE_SCHEMA.empty_table().select(columns or SCORE_SCHEMA.names)
         return pa.concat_tables(tables)
 
-    def _is_intact(self, name: str) -> bool:
+    def _is_intact(self, name: str, digest: str) -> bool:
         path = self.folder / name
-        return path.is_file() and digest_file(path) == self._manifest()["parts"][name]
+        return path.is_file() and digest_file(path) == digest
 
     def _part(self, index: int) -> Path:
         return self.folder / f"part-{index:05d}.parquet"
