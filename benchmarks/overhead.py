@@ -24,6 +24,7 @@ from trl import SFTConfig, SFTTrainer
 from atlantis.data.tokenization import tokenize
 from atlantis.models.choices import score_choices
 from atlantis.records import Example
+from atlantis.scoring.batching import make_batches
 from atlantis.scoring.transformers_scorer import TransformersScorer
 from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
 
@@ -111,7 +112,8 @@ def labels() -> tuple[float, float]:
 
     def one_by_one() -> None:
         rows = tokenize(pairs, tokenizer, max_length=512)
-        list(scorer.score_batches(rows, token_budget=4096))
+        for batch in make_batches([row.num_tokens for row in rows], token_budget=4096):
+            scorer.score([rows[i] for i in batch])
 
     def at_once() -> None:
         score_choices(model, tokenizer, prompts, choices)

@@ -1,9 +1,11 @@
 """Fixtures that all tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma2Config,
@@ -127,3 +129,9 @@ def saved_model(tiny_model, bpe_tokenizer, tmp_path_factory):
         return folder
 
     return save
+
+
+# `ATLANTIS_HYPOTHESIS=long pytest` looks far longer for inputs that break a reader.
+settings.register_profile("short", max_examples=100, deadline=None)
+settings.register_profile("long", max_examples=10_000, deadline=None)
+settings.load_profile(os.environ.get("ATLANTIS_HYPOTHESIS", "short"))

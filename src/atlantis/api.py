@@ -2,72 +2,124 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from atlantis.data.formats import read_prompt_completion
+from atlantis.data.sources import open_source
 from atlantis.errors import ConfigError, DataError
-from atlantis.records import Example
+from atlantis.records import Example, Row
 from atlantis.store import ScoreStore, exclusive
 from atlantis.validation import validated
 
 if TYPE_CHECKING:
+    from atlantis.scoring.backends import Backend
     from atlantis.weighting.stage import Weights
 
 _PathLike = str | os.PathLike[str]
 
 
 def score(
-    data: _PathLike | Sequence[Example],
+    data: _PathLike | Iterable[Row],
     *,
     model: str,
     out: _PathLike,
     max_length: int = 1024,
-    token_budget: int = 4096,
+    truncation: str = "drop",
+    template: str = "shared",
+    chat_template: str | None = None,
     score_end_of_turn: bool = False,
+    token_budget: int | str = "auto",
+    tokenizer_workers: int = 0,
     dtype: str = "float32",
     device: str = "auto",
+    device_map: str | None = None,
+    attention: str = "auto",
+    quantization: str | None = None,
+    revision: str | None = None,
+    adapter: str | None = None,
+    trust_remote_code: bool = False,
+    backend: str = "transformers",
+    base_url: str | None = None,
+    served_model: str | None = None,
+    api_key: str | None = None,
+    parity_rows: int = 16,
 ) -> ScoreStore:
     """Log-probability of every completion under a model, on disk; goes on after a kill.
 
     Args:
-        data: A JSONL file with ``prompt`` and ``completion``, or examples with unique ids.
-        model: Folder or Hub name of a causal language model.
+        data: A file or folder (JSONL, JSON, Parquet), ``hub:NAME``, or rows with unique ids that
+            can be iterated over twice.
+        model: Folder or Hub name of a causal or encoder-decoder language model.
         out: Folder of the score store. One that holds the same scores already is left as it is.
-        max_length: Most tokens of prompt and completion; a longer row gets the status
-            ``too_long`` and no score.
-        token_budget: Padded tokens of one forward pass.
+        max_length: Most tokens of prompt and completion.
+        truncation: ``drop`` gives a longer row the status ``too_long`` and no score,
+            ``keep_prefix`` scores what fits and counts it.
+        template: ``shared`` if chats must read the same to all models, ``native`` if each has its
+            own template.
+        chat_template: What turns chats into text: ``plain`` or a file with a Jinja template; by
+            default the tokenizer's own, and the plain one where it has none.
         score_end_of_turn: Whether the end-of-turn token counts.
+        token_budget: Padded tokens of one forward pass; ``auto`` is measured on a GPU.
+        tokenizer_workers: Processes that tokenize ahead of the model; 0 does it in a thread.
         dtype: ``float32``, ``bfloat16`` or ``float16``; log-probabilities are float32 in any case.
         device: ``auto`` takes a GPU where there is one; or a torch device.
+        device_map: Spreads the model over several GPUs: ``auto``, ``balanced``, ...
+        attention: ``auto``, ``sdpa``, ``eager`` or ``flash_attention_2``.
+        quantization: ``4bit`` or ``8bit``; needs bitsandbytes.
+        revision: Commit, branch or tag of a Hub model.
+        adapter: A PEFT adapter on top of the model.
+        trust_remote_code: Whether code that comes with the model may run.
+        backend: ``transformers``, ``vllm``, or ``server`` with a ``base_url``.
+        base_url: Address of an OpenAI-compatible server, ending in ``/v1``.
+        served_model: The model's name there, if it is another than ``model``.
+        api_key: Key for the server.
+        parity_rows: Rows on which ``vllm`` and ``server`` must agree with transformers; 0 for none.
 
     Returns:
         The complete store.
 
     Raises:
+        ConfigError: An option is wrong, or has no effect.
         DataError: The data are missing or malformed.
-        ModelError: There is no such model, or it is no causal language model.
+        ModelError: There is no such model, or a back end does not agree with transformers.
         StoreError: ``out`` holds scores of another model, other data or other settings.
-        ResumableError: Another process is writing there.
+        ResumableError: Another process is writing there, or the server failed.
     """
-    examples = _examples(data)
-    from atlantis.models.loading import LoadingConfig, check_decoder_only
+    from atlantis.models.loading import LoadingConfig
     from atlantis.scoring import stage as scoring
 
     config = validated(
         scoring.ScoringConfig,
         {
             "max_length": max_length,
-            "token_budget": token_budget,
+            "truncation": truncation,
+            "template": template,
+            "chat_template": chat_template,
             "score_end_of_turn": score_end_of_turn,
+            "token_budget": token_budget,
+            "tokenizer_workers": tokenizer_workers,
         },
         where="score",
     )
-    loading = validated(LoadingConfig, {"dtype": dtype, "device": device}, where="score")
-    check_decoder_only(model)
+    loading = validated(
+        LoadingConfig,
+        {
+            "dtype": dtype,
+            "device": device,
+            "device_map": device_map,
+            "attention": attention,
+            "quantization": quantization,
+            "revision": revision,
+            "adapter": adapter,
+            "trust_remote_code": trust_remote_code,
+        },
+        where="score",
+    )
+    chosen = _backend(backend, base_url, served_model, api_key, parity_rows)
+    job = scoring.prepare(_rows(data), model, config=config, loading=loading, backend=chosen)
     with exclusive(Path(out)):
-        return scoring.run(examples, model, Path(out), config=config, loading=loading)
+        return job.run(Path(out))
 
 
 def weigh(
@@ -128,17 +180,45 @@ def weigh(
     )
 
 
-def _examples(data: _PathLike | Sequence[Example]) -> Sequence[Example]:
+def _backend(
+    kind: str,
+    base_url: str | None,
+    served_model: str | None,
+    api_key: str | None,
+    parity_rows: int,
+) -> "Backend":
+    """What computes the scores; an option without effect is refused."""
+    from atlantis.scoring import backends
+
+    if kind not in ("transformers", "vllm", "server"):
+        raise ConfigError(f"score: backend {kind!r}: choose transformers, vllm or server")
+    server = {"base_url": base_url, "served_model": served_model, "api_key": api_key}
+    if kind == "server":
+        if base_url is None:
+            raise ConfigError("score: backend server needs base_url, such as http://HOST:8000/v1")
+        return backends.ServerBackend(base_url, served_model, api_key, parity_rows)
+    given = [name for name, value in server.items() if value is not None]
+    if given:
+        raise ConfigError(f"score: {given[0]} has no effect on backend {kind}; leave it out")
+    if kind == "vllm":
+        return backends.VllmBackend(parity_rows)
+    return backends.TransformersBackend()
+
+
+def _rows(data: _PathLike | Iterable[Row]) -> Iterable[Row]:
+    """Rows that can be iterated over again and again, their ids unique."""
     if isinstance(data, str | os.PathLike):
-        return read_prompt_completion(Path(data)).rows
+        return open_source(os.fspath(data))
+    if not isinstance(data, Sequence):
+        return data
+    if not data:
+        raise DataError("no examples; give at least one")
     twice = [name for name, count in Counter(row.example_id for row in data).items() if count > 1]
     if twice:
         raise DataError(f"id {twice[0]!r} occurs twice; give every example an id of its own")
     for row in data:
-        if not row.prompt.strip() or not row.completion.strip():
+        if isinstance(row, Example) and not (row.prompt.strip() and row.completion.strip()):
             raise DataError(f"example {row.example_id!r} has an empty prompt or completion")
-    if not data:
-        raise DataError("no examples; give at least one")
     return data
 
 

@@ -1,7 +1,9 @@
 """What crosses stages: frozen records without behaviour."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 _DIRECTION = re.compile(r"\((e1,e2|e2,e1)\)$")
 
@@ -21,6 +23,24 @@ class Example:
     """The sentence, entities marked, for display and for finding it again in another split."""
     entity_types: str | None = None
     """Types of the two entities, where they are known: ``Peop-Org``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A chat of one or more turns. What the assistant says is learnt; the rest conditions it."""
+
+    example_id: str
+    messages: tuple[Mapping[str, Any], ...]
+    """As chat templates take them: ``role`` and ``content``, and what a turn has besides, such as
+    ``tool_calls``."""
+    learnt: tuple[int, ...]
+    """Positions in ``messages`` of the assistant's turns that are scored and trained on."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of the functions that the assistant may call."""
+
+
+Row = Example | Conversation
+"""One row of training data, as text or as a chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +85,5 @@ class TokenScores:
     num_bytes: int | None = None
     sequence_logprob: float | None = None
     token_logprobs: tuple[float, ...] | None = None
+    num_trained_tokens: int | None = None
+    """Tokens that a loss is over: the completions' and the ends of their turns, scored or not."""

@@ -8,8 +8,9 @@ clock or a random number, so that the same work gives the same bytes.
 import fcntl
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlantis.errors import DataError, ResumableError, StoreError
+from atlantis.journal import Journal, write_all
 from atlantis.records import TokenScores
 
 MANIFEST = "manifest.json"
@@ -30,18 +32,27 @@ SCORE_SCHEMA = pa.schema(
         ("num_bytes", pa.int32()),
         ("sequence_logprob", pa.float64()),
         ("token_logprobs", pa.list_(pa.float32())),
+        ("num_trained_tokens", pa.int32()),
     ]
 )
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file, then fsync and rename it to ``path``."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary file, fsync, rename.
+
+    Raises:
+        OSError: The disk is full or fails; ``path`` is as it was before.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    write(temporary)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb", buffering=0) as handle:
+            write_all(handle.fileno(), content)
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk needs the space
+        raise
     sync_folder(path.parent)
 
 
@@ -65,15 +76,6 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "surrogatepass"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file in one step."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    write_atomically(path, write)
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -90,12 +92,9 @@ def read_json(path: Path) -> Any:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file with page checksums; the same table gives the same bytes."""
-    write_atomically(
-        path,
-        lambda temporary: pq.write_table(
-            table, temporary, compression="zstd", write_page_checksum=True
-        ),
-    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -155,9 +154,9 @@ def exclusive(folder: Path) -> Generator[None]:
 class ScoreStore:
     """A folder of Parquet parts with the scores of one model over one set of examples.
 
-    A part holds a fixed slice of the work, so a part that is computed twice overwrites itself with
-    the same bytes, and the store is complete when all of its parts are there and ``manifest.json``
-    says so.
+    A part holds a fixed slice of the rows, so that a part that is computed twice gets the same
+    bytes. ``manifest.json`` says what the scores depend on and holds the checksum of every part;
+    the store is complete when it says so. An unfinished part is a journal of scored batches.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -173,59 +172,68 @@ class ScoreStore:
         """Whether every part has been written."""
         return (self.folder / MANIFEST).exists() and bool(self._manifest()["complete"])
 
+    @property
+    def num_truncated(self) -> int:
+        """Rows whose end was cut off at the limit."""
+        return sum(part["truncated"] for part in self._manifest()["parts"].values())
+
     def start(self, fingerprint: Mapping[str, Any]) -> None:
-        """Begin or go on with a store.
+        """Begin or go on with a store; damaged parts of an earlier run are forgotten.
 
         Raises:
             StoreError: The folder holds scores made from something else; names the first field.
         """
-        if (self.folder / MANIFEST).exists():
-            check_fingerprint(self.folder, self.fingerprint, fingerprint)
+        if not (self.folder / MANIFEST).exists():
+            if self.folder.exists() and any(self.folder.glob("part-*.parquet")):
+                raise StoreError(
+                    f"{self.folder} holds parts but no manifest; choose an empty folder"
+                )
+            self._write_manifest(fingerprint, {}, complete=False)
             return
-        if self.folder.exists() and any(self.folder.glob("part-*.parquet")):
-            raise StoreError(f"{self.folder} holds parts but no manifest; choose an empty folder")
-        write_json(
-            self.folder / MANIFEST,
-            {"complete": False, "fingerprint": dict(fingerprint), "parts": {}},
-        )
+        check_fingerprint(self.folder, self.fingerprint, fingerprint)
+        manifest = self._manifest()
+        intact = {name: p for name, p in manifest["parts"].items() if self._is_intact(name, p)}
+        if intact != manifest["parts"]:
+            self._write_manifest(fingerprint, intact, complete=False)
+        self._tidy(intact)
 
     def has_part(self, index: int) -> bool:
-        """Whether a readable part of that number is there."""
+        """Whether that part has been written."""
+        return self._part(index).name in self._manifest()["parts"]
+
+    def journal(self, index: int) -> Journal:
+        """The batches of a part that is not finished."""
+        return Journal(self.folder / f".journal-{index:05d}")
+
+    def write_part(self, index: int, table: pa.Table, *, num_truncated: int = 0) -> None:
+        """Write one part and drop its journal; an existing part is replaced."""
         path = self._part(index)
-        if not path.exists():
-            return False
-        try:
-            read_table(path)
-        except StoreError:
-            return False
-        return True
+        write_table(path, table.cast(SCORE_SCHEMA))
+        manifest = self._manifest()
+        part = {"sha256": digest_file(path), "rows": table.num_rows, "truncated": num_truncated}
+        parts = dict(sorted((manifest["parts"] | {path.name: part}).items()))
+        self._write_manifest(manifest["fingerprint"], parts, complete=False)
+        self.journal(index).delete()
 
-    def repair(self) -> None:
-        """Remove the damaged parts of a complete store, so that they are computed again."""
-        if not self.is_complete:
-            return
-        parts = self._manifest()["parts"]
-        damaged = [name for name, digest in parts.items() if not self._is_intact(name, digest)]
-        if damaged:
-            fingerprint = self.fingerprint
-            write_json(
-                self.folder / MANIFEST, {"complete": False, "fingerprint": fingerprint, "parts": {}}
-            )
-            for name in damaged:
-                (self.folder / name).unlink(missing_ok=True)
-
-    def write_part(self, index: int, rows: Iterable[TokenScores]) -> None:
-        """Write one part; an existing one is replaced."""
-        write_table(self._part(index), _score_table(list(rows)))
-
-    def finish(self, num_parts: int) -> None:
-        """Record every part's checksum and declare the store complete."""
-        parts = {self._part(i).name: digest_file(self._part(i)) for i in range(num_parts)}
-        manifest = {"complete": True, "fingerprint": self.fingerprint, "parts": parts}
-        write_json(self.folder / MANIFEST, manifest)
+    def finish(self) -> None:
+        """Declare the store complete."""
+        manifest = self._manifest()
+        self._write_manifest(manifest["fingerprint"], manifest["parts"], complete=True)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, in the order of the parts; join them by ``example_id``.
+        """All rows in the order of the data; join them by ``example_id``.
+
+        Args:
+            columns: Those to read; by default all. The checksum of every part is verified.
+
+        Raises:
+            StoreError: The store is incomplete or damaged.
+        """
+        none = SCORE_SCHEMA.empty_table().select(columns or SCORE_SCHEMA.names)
+        return pa.concat_tables([none, *self.read_parts(columns)])
+
+    def read_parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows one part at a time, for stores larger than memory.
 
         Raises:
             StoreError: The store is incomplete or damaged.
@@ -234,28 +242,61 @@ class ScoreStore:
             raise StoreError(
                 f"{self.folder} is not a complete score store; run the scoring command again"
             )
-        parts = self._manifest()["parts"]
-        names = sorted(parts)
-        for name in names:
-            if not self._is_intact(name, parts[name]):
+        for name, part in self._manifest()["parts"].items():
+            if not self._is_intact(name, part):
                 raise StoreError(f"{self.folder / name} is damaged; run the scoring command again")
-        tables = [read_table(self.folder / name, columns) for name in names]
-        if not tables:
-            return SCORE_SCHEMA.empty_table().select(columns or SCORE_SCHEMA.names)
-        return pa.concat_tables(tables)
+            yield read_table(self.folder / name, columns)
 
-    def _is_intact(self, name: str, digest: str) -> bool:
+    def verify(self) -> int:
+        """Read everything again and check what it promises.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            StoreError: A part is damaged, an id stands there twice, or numbers do not fit together.
+        """
+        seen: set[bytes] = set()
+        for table in self.read_parts():
+            for row in table.to_pylist():
+                digest = hashlib.blake2b(_encoded(row["example_id"]), digest_size=16).digest()
+                if digest in seen:
+                    raise StoreError(f"{self.folder}: example {row['example_id']!r} stands twice")
+                seen.add(digest)
+                if not _is_consistent(row):
+                    raise StoreError(
+                        f"{self.folder}: the numbers of example {row['example_id']!r} do not fit "
+                        "together; delete the folder and score again"
+                    )
+        return len(seen)
+
+    def _tidy(self, parts: Mapping[str, Any]) -> None:
+        """Remove what a kill left behind: unnamed files, journals of parts that were written."""
+        for leftover in self.folder.glob(".tmp-*"):
+            leftover.unlink()
+        for name in parts:
+            self.journal(int(name[len("part-") : -len(".parquet")])).delete()
+
+    def _is_intact(self, name: str, part: Mapping[str, Any]) -> bool:
         path = self.folder / name
-        return path.is_file() and digest_file(path) == digest
+        return path.is_file() and digest_file(path) == part["sha256"]
 
     def _part(self, index: int) -> Path:
         return self.folder / f"part-{index:05d}.parquet"
+
+    def _write_manifest(
+        self, fingerprint: Mapping[str, Any], parts: Mapping[str, Any], *, complete: bool
+    ) -> None:
+        manifest = {"complete": complete, "fingerprint": dict(fingerprint), "parts": dict(parts)}
+        write_json(self.folder / MANIFEST, manifest)
 
     def _manifest(self) -> dict[str, Any]:
         if not (self.folder / MANIFEST).exists():
             raise StoreError(f"{self.folder} is not a score store: it has no {MANIFEST}")
         manifest = read_json(self.folder / MANIFEST)
-        if not isinstance(manifest, dict) or "parts" not in manifest:
+        if not isinstance(manifest, dict) or not {"complete", "fingerprint", "parts"} <= set(
+            manifest
+        ):
             raise StoreError(f"{self.folder} is not a score store: its {MANIFEST} has no parts")
         return manifest
 
@@ -274,6 +315,21 @@ def check_fingerprint(where: Path, found: Mapping[str, Any], expected: Mapping[s
             )
 
 
-def _score_table(rows: list[TokenScores]) -> pa.Table:
+def score_table(rows: Sequence[TokenScores]) -> pa.Table:
+    """Scores as the columns of the store."""
     columns = {name: [getattr(row, name) for row in rows] for name in SCORE_SCHEMA.names}
     return pa.table(columns, schema=SCORE_SCHEMA)
+
+
+def _is_consistent(row: Mapping[str, Any]) -> bool:
+    logprobs = row["token_logprobs"]
+    if row["status"] != "ok":
+        return all(row[name] is None for name in SCORE_SCHEMA.names[2:])
+    if None in row.values() or len(logprobs) != row["num_tokens"]:
+        return False
+    total = math.fsum(logprobs)
+    return math.isfinite(total) and math.isclose(total, row["sequence_logprob"], rel_tol=1e-9)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -94,6 +94,7 @@ def test_a_score_store_holds_the_promised_columns_and_a_manifest(chain):
         "num_tokens": pa.int32(),
         "num_bytes": pa.int32(),
         "sequence_logprob": pa.float64(),
+        "num_trained_tokens": pa.int32(),
     }
     table = pq.read_table(part)
     assert sorted(table["example_id"].to_pylist()) == sorted(f"r{i}" for i in range(40))
@@ -397,9 +398,9 @@ def test_doctor_fails_where_a_needed_package_is_missing(atlantis, monkeypatch):
 def test_a_signal_is_one_line_and_its_own_exit_code(
     workspace, tiny_models, atlantis, tmp_path, monkeypatch, signum, code
 ):
-    from atlantis.scoring import stage
+    from atlantis.scoring.stage import ScoringJob
 
-    monkeypatch.setattr(stage, "run", lambda *_, **__: signal.raise_signal(signum))
+    monkeypatch.setattr(ScoringJob, "run", lambda *_, **__: signal.raise_signal(signum))
     files = (workspace / "train.jsonl", "--model", tiny_models / "small", "--out", tmp_path / "s")
     before = signal.getsignal(signum)
     done = atlantis("score", *files)

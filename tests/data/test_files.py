@@ -24,7 +24,7 @@ def test_json_lines_come_back_as_they_were_written(tmp_path_factory, rows, ascii
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"
     lines = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
     path.write_bytes("\n".join(lines).encode())
-    read = files.read_json_lines(path)
+    read = list(files.read_json_lines(path))
     assert [row for _, row in read] == rows
     assert [where for where, _ in read] == [f"{path}:{n}" for n in range(1, len(rows) + 1)]
 
@@ -35,7 +35,7 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, content):
     path.write_bytes(content)
     message = f"{path}:"
     try:
-        files.read_json_lines(path)
+        list(files.read_json_lines(path))
     except DataError as error:
         message = str(error)
     assert message.startswith(f"{path}:")

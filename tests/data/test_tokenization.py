@@ -8,7 +8,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from atlantis.data.tokenization import common_prefix_length, rendered_digest, tokenize
+from atlantis.data.rendering import digest_rows
+from atlantis.data.tokenization import common_prefix_length, tokenize
 from atlantis.errors import ModelError
 from atlantis.records import Example
 
@@ -164,13 +165,19 @@ def test_common_prefix_length_counts_equal_leading_ids(first, second, length):
     assert common_prefix_length(second, first) == length
 
 
+def digests(rows):
+    found = digest_rows(rows)
+    return found.rendered_text, found.source
+
+
 def test_the_digest_tells_apart_what_plain_joining_would_not():
     rows = [Example("a", "bc", "d"), Example("ab", "c", "d"), Example("a", "b", "cd")]
-    assert len({rendered_digest([row]) for row in rows}) == 3
-    assert rendered_digest(rows) != rendered_digest(rows[::-1])
+    for kind in (0, 1):
+        assert len({digests([row])[kind] for row in rows}) == 3
+    assert digests(rows) != digests(rows[::-1])
 
 
 def test_the_digest_sees_what_is_rendered_and_nothing_else():
     row = Example("a", "p", "c", label="x", gold_label="y", text="t")
-    assert rendered_digest([row]) == rendered_digest([Example("a", "p", "c")])
-    rendered_digest([Example("a", "\ud800", "c")])  # a lone surrogate has a digest too
+    assert digests([row]) == digests([Example("a", "p", "c")])
+    digests([Example("a", "\ud800", "c")])  # a lone surrogate has a digest too

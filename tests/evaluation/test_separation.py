@@ -69,3 +69,25 @@ def test_without_two_rows_of_one_label_there_is_nothing_to_compare():
     probes = probe_rows(rows("a"), rows("b", "train"), COMPLETIONS, seed=0)
     weights = {row.example_id: 0.0 for row in probes}
     assert separation(probes, weights, within_label=True, seed=0) is None
+
+
+def test_a_row_without_a_weight_is_left_out_with_its_pair():
+    probes = probe_rows(rows("abc" * 20), rows("abc" * 5, "train"), COMPLETIONS, seed=1)
+    rng = np.random.default_rng(0)
+    weights = {row.example_id: float(rng.normal() + (i < 60)) for i, row in enumerate(probes)}
+    for lost in ("right-row3", "wrong-row7", "right-row11", "wrong-row11"):
+        del weights[lost]
+    found = separation(probes, weights, within_label=False, seed=0)
+    left = [i for i in range(60) if i not in (3, 7, 11)]
+    values = [weights[f"{side}-row{i}"] for side in ("right", "wrong") for i in left]
+    assert found["mean"] == pytest.approx(roc_auc_score(np.repeat([1, 0], 57), values), abs=1e-12)
+    assert found["n"] == 57
+    kept = [row for row in probes if int(row.example_id.split("row")[1]) in left]
+    assert found == separation(kept, weights, within_label=False, seed=0)
+
+
+@pytest.mark.parametrize("within_label", [False, True])
+def test_without_a_pair_that_has_both_weights_there_is_nothing_to_compare(within_label):
+    probes = probe_rows(rows("ab"), rows("abc", "train"), COMPLETIONS, seed=0)
+    weights = {"right-row0": 1.0, "wrong-row1": 0.0}
+    assert separation(probes, weights, within_label=within_label, seed=0) is None

@@ -7,10 +7,25 @@ from transformers import (
     CohereForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+    MptConfig,
+    PhiConfig,
+    PhiForCausalLM,
     Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    UMT5Config,
 )
 
-from atlantis.models.head import LogitTransform, head_logits, logit_transform, target_logprobs
+from atlantis.errors import ModelError
+from atlantis.models.head import (
+    LogitTransform,
+    check_head,
+    head_logits,
+    logit_transform,
+    target_logprobs,
+)
 
 SHAPE = {
     "vocab_size": 90,
@@ -36,6 +51,10 @@ def build(tiny_model):
             return CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.0625)).eval()
         if name == "granite":
             return GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=8.0)).eval()
+        if name == "phi":
+            model = PhiForCausalLM(PhiConfig(**SHAPE)).eval()
+            torch.nn.init.normal_(model.lm_head.bias)
+            return model
         return tiny_model(name, **({"vocab_size": 90}))
 
     return build
@@ -50,7 +69,7 @@ def states(model):
     return hidden.flatten(0, 1), logits.flatten(0, 1)
 
 
-NAMES = ["qwen2", "llama", "gemma2", "gpt2", "cohere", "granite"]
+NAMES = ["qwen2", "llama", "gemma2", "gpt2", "cohere", "granite", "phi"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,17 +96,31 @@ def test_logprobs_equal_a_float64_log_softmax_for_every_chunk_size(build, name, 
     assert (found.logprobs <= 0).all()
 
 
-def test_a_bfloat16_model_has_float32_logprobs(build):
-    model = build("qwen2").to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_in_half_precision_has_float32_logits(build, name, dtype):
+    model = build(name).to(dtype)
     hidden, _ = states(model)
     targets = torch.arange(33)
     with torch.no_grad():
-        logits = model.lm_head(hidden).double()
         found = target_logprobs(model, hidden, targets, chunk_size=8).logprobs
-    expected = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+        right = head_logits(model.double(), hidden.double()).double()
+    expected = right.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     assert found.dtype == torch.float32
-    # The logits themselves are bfloat16; the statistics over them add float32 rounding only.
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
+    # The weights and hidden states are rounded, their products are not.
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_a_head_in_half_precision_that_runs_by_itself_is_no_worse_than_its_rounding(build):
+    # While gradients are recorded, and for heads with an adapter.
+    model = build("qwen2").bfloat16()
+    hidden, _ = states(model)
+    whole = head_logits(model, hidden)
+    with torch.no_grad():
+        exact = head_logits(model, hidden)
+    assert whole.requires_grad
+    error = (whole - exact).abs().max() / exact.abs().max()
+    assert 0 < error < torch.finfo(torch.bfloat16).eps
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])
@@ -140,7 +173,81 @@ def test_top_tokens_carry_no_gradient(build):
         ({"lm_head_multiplier": 0.5}, LogitTransform(0.5, None)),
         ({"final_logit_softcapping": 30.0}, LogitTransform(1.0, 30.0)),
         ({"output_multiplier": 0.5}, LogitTransform(0.5, None)),  # as TRL's fused head reads it
+        ({"logits_mup_width_multiplier": 4.0}, LogitTransform(0.25, None)),  # Inkling
+        ({"logits_soft_cap": 30.0}, LogitTransform(1.0, 30.0)),  # RecurrentGemma
+        ({"logit_scale": 2.0, "final_logit_softcapping": 5.0}, LogitTransform(2.0, 5.0)),
     ],
 )
 def test_transforms_are_read_from_the_configuration(fields, expected):
     assert logit_transform(Qwen2Config(**SHAPE, **fields)) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MptConfig(logit_scale=0.5), 1.0),  # transformers does not apply it
+        (T5Config(d_model=64), 0.125),
+        (T5Config(d_model=64, tie_word_embeddings=False), 1.0),
+        (UMT5Config(d_model=64), 0.125),
+    ],
+)
+def test_transforms_of_architectures_with_rules_of_their_own(config, expected):
+    assert logit_transform(config).scale == expected
+
+
+class Warmer(Qwen2ForCausalLM):
+    """Does to its logits what no name in its configuration tells."""
+
+    change = staticmethod(lambda logits: logits * 1.02)
+
+    def forward(self, *inputs, **settings):
+        output = super().forward(*inputs, **settings)
+        output.logits = self.change(output.logits)
+        return output
+
+
+CHANGES = {
+    "a scale": lambda logits: logits * 1.02,
+    "a softcap": lambda logits: 30 * torch.tanh(logits / 30),
+    "a bias on one token": lambda logits: logits + 0.3 * (torch.arange(90) == 7),
+    "fewer tokens": lambda logits: logits[..., :80],
+    "another order": lambda logits: logits.flip(-1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_architecture_with_an_unknown_transform_is_refused(name, dtype):
+    torch.manual_seed(0)
+    model = Warmer(Qwen2Config(**SHAPE)).to(dtype).eval()
+    model.change = CHANGES[name]
+    with pytest.raises(ModelError, match=r"this architecture \(qwen2\) cannot be scored: "):
+        check_head(model)
+    model.change = lambda logits: logits
+    check_head(model)
+
+
+def test_a_head_with_a_layer_of_its_own_is_refused():
+    config = ModernBertDecoderConfig(
+        **SHAPE | {"layer_types": ["full_attention"] * 2}, cls_token_id=0, sep_token_id=0
+    )
+    with pytest.raises(ModelError, match=r"\(modernbert-decoder\) cannot be scored"):
+        check_head(ModernBertDecoderForCausalLM(config).eval())
+
+
+def test_the_check_leaves_broken_weights_to_the_rows(build):
+    model = build("qwen2")
+    torch.nn.init.constant_(model.get_input_embeddings().weight, float("nan"))
+    check_head(model)
+
+
+def test_the_check_costs_two_rows_and_leaves_no_trace(build):
+    model = build("llama").bfloat16()
+    lengths = []
+    watch = model.model.register_forward_pre_hook(
+        lambda _, __, inputs: lengths.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    check_head(model)
+    watch.remove()
+    assert lengths == [(1, 8), (1, 8)]
+    assert not model.lm_head._forward_hooks

@@ -1,19 +1,22 @@
 """The scoring stage: resuming, refusals, and damage, on real (tiny) models from disk."""
 
 import itertools
+import json
 import shutil
 
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from atlantis.data.tokenization import tokenize
-from atlantis.errors import ModelError, StoreError
+from atlantis.errors import DataError, ModelError, StoreError
 from atlantis.models.loading import LoadingConfig, load_tokenizer
 from atlantis.records import Example
-from atlantis.scoring import stage
+from atlantis.scoring import backends, stage, windows
 from atlantis.scoring.stage import ScoringConfig
-from atlantis.store import MANIFEST
+from atlantis.scoring.transformers_scorer import TransformersScorer
+from atlantis.store import MANIFEST, SCORE_SCHEMA
 
 CPU = LoadingConfig(device="cpu")
 CONFIG = ScoringConfig(max_length=64, token_budget=40)
@@ -35,7 +38,7 @@ def model(saved_model):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(stage, "_BATCHES_PER_PART", 2)
+    monkeypatch.setattr(windows, "ROWS_PER_PART", 4)
 
 
 def score(model, out, *, examples=EXAMPLES, config=CONFIG, loading=CPU):
@@ -49,21 +52,20 @@ def content(folder):
 @pytest.fixture(scope="module")
 def complete(model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "_BATCHES_PER_PART", 2)
+        patch.setattr(windows, "ROWS_PER_PART", 4)
         return score(model, tmp_path_factory.mktemp("store") / "scores").folder
 
 
 def interrupted(complete, folder, parts):
     """What a run leaves that was killed when only these parts were written."""
     folder.mkdir()
-    for index in parts:
-        name = f"part-{index:05d}.parquet"
+    manifest = json.loads((complete / MANIFEST).read_text())
+    names = [f"part-{index:05d}.parquet" for index in parts]
+    for name in names:
         shutil.copyfile(complete / name, folder / name)
-    text = (complete / MANIFEST).read_text()
-    start = text.index('"parts": {')
-    unfinished = text[:start] + '"parts": {}' + text[text.index("}", start) + 1 :]
-    unfinished = unfinished.replace('"complete": true', '"complete": false')
-    (folder / MANIFEST).write_text(unfinished)
+    manifest["parts"] = {name: manifest["parts"][name] for name in sorted(names)}
+    manifest["complete"] = False
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def test_scores_equal_automodel_logits(model, complete):
@@ -109,13 +111,13 @@ def test_a_run_goes_on_from_any_subset_of_parts_with_identical_bytes(model, comp
 
 def test_parts_that_are_there_are_not_computed_again(model, complete, tmp_path, monkeypatch):
     interrupted(complete, tmp_path / "s", range(len(content(complete)) - 1))
-    monkeypatch.setattr(stage, "load_model", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr(backends, "load_model", lambda *_: pytest.fail("loaded the model"))
     score(model, tmp_path / "s")
 
 
 def test_a_complete_store_is_returned_as_it_is(model, complete, monkeypatch):
     before = content(complete)
-    monkeypatch.setattr(stage, "load_model", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr(backends, "load_model", lambda *_: pytest.fail("loaded the model"))
     assert score(model, complete).is_complete
     assert content(complete) == before
 
@@ -197,7 +199,8 @@ def test_a_store_of_another_model_is_refused(other_model, complete, tmp_path, is
         ({"examples": EXAMPLES[:-1]}, "rendered_text"),
         ({"examples": EXAMPLES[::-1]}, "rendered_text"),
         ({"config": ScoringConfig(max_length=63, token_budget=40)}, "scoring"),
-        ({"config": ScoringConfig(max_length=64, token_budget=41)}, "scoring"),
+        ({"config": ScoringConfig(max_length=64, truncation="keep_prefix")}, "scoring"),
+        ({"config": ScoringConfig(max_length=64, template="native")}, "scoring"),
         (
             {"config": ScoringConfig(max_length=64, token_budget=40, score_end_of_turn=True)},
             "scoring",
@@ -209,6 +212,108 @@ def test_a_store_of_another_model_is_refused(other_model, complete, tmp_path, is
 def test_a_store_of_other_data_or_settings_is_refused(model, complete, changes, field):
     with pytest.raises(StoreError, match=f"was made with {field} = .*choose another folder"):
         score(model, complete, **changes)
+
+
+def test_another_batch_size_goes_on_with_the_same_store(model, complete, tmp_path):
+    interrupted(complete, tmp_path / "s", [0, 2])
+    config = ScoringConfig(max_length=64, token_budget=9)
+    mixed = score(model, tmp_path / "s", config=config).read().to_pylist()
+    for row, expected in zip(mixed, stage.ScoreStore(complete).read().to_pylist(), strict=True):
+        assert row["sequence_logprob"] == pytest.approx(expected["sequence_logprob"], abs=1e-4)
+
+
+def test_the_rows_stand_in_the_order_of_the_data(complete):
+    found = stage.ScoreStore(complete).read()["example_id"].to_pylist()
+    assert found == [row.example_id for row in EXAMPLES]
+
+
+def test_a_batch_in_the_journal_is_not_scored_again(model, complete, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    scored = []
+    original = TransformersScorer.score
+
+    def counting(self, batch):
+        scored.append([row.example_id for row in batch])
+        if stop_after is not None and len(scored) > stop_after:
+            raise Killed
+        return original(self, batch)
+
+    monkeypatch.setattr(TransformersScorer, "score", counting)
+    stop_after = None
+    score(model, tmp_path / "whole")
+    num_batches = len(scored)
+    assert num_batches > 6
+    for stop in range(num_batches):
+        scored.clear()
+        stop_after = stop
+        with pytest.raises(Killed):
+            score(model, tmp_path / str(stop))
+        stop_after = None
+        score(model, tmp_path / str(stop))
+        assert len(scored) == num_batches + 1  # the one that the kill hit, twice
+        assert content(tmp_path / str(stop)) == content(complete)
+
+
+def test_rows_that_change_between_the_passes_are_noticed(model, tmp_path):
+    class Shrinking:
+        def __init__(self):
+            self.rows = EXAMPLES
+
+        def __iter__(self):
+            rows, self.rows = self.rows, self.rows[:-1]
+            return iter(rows)
+
+    with pytest.raises(DataError, match="16 rows, then 15"):
+        score(model, tmp_path / "s", examples=Shrinking())
+
+
+def test_tokenizing_in_processes_gives_the_same_bytes(model, complete, tmp_path):
+    config = CONFIG.model_copy(update={"tokenizer_workers": 1})
+    assert content(score(model, tmp_path / "s", config=config).folder) == content(complete)
+
+
+def test_rows_cut_at_the_limit_are_scored_as_far_as_they_go_and_counted(model, tmp_path):
+    limits = {"max_length": 9, "token_budget": 40}
+    store = score(model, tmp_path / "cut", config=ScoringConfig(truncation="keep_prefix", **limits))
+    whole = {row["example_id"]: row for row in score(model, tmp_path / "all").read().to_pylist()}
+    cut = 0
+    for row in store.read().to_pylist():
+        if row["status"] == "ok":
+            expected = whole[row["example_id"]]["token_logprobs"][: row["num_tokens"]]
+            assert row["token_logprobs"] == pytest.approx(expected, abs=1e-4)
+            cut += row["num_tokens"] < whole[row["example_id"]]["num_tokens"]
+    # A row may also lose nothing but its end-of-turn token.
+    assert 0 < cut <= store.num_truncated
+
+
+def test_verify_reads_everything_again(model, complete, tmp_path):
+    store = stage.ScoreStore(complete)
+    assert store.verify() == len(EXAMPLES)
+    shutil.copytree(complete, tmp_path / "s")
+    spoil(tmp_path / "s" / "part-00001.parquet", "flipped")
+    with pytest.raises(StoreError, match="part-00001"):
+        stage.ScoreStore(tmp_path / "s").verify()
+
+
+@pytest.mark.parametrize("fault", ["sum", "count", "id", "null"])
+def test_verify_finds_numbers_that_do_not_fit(complete, tmp_path, fault):
+    rows = stage.ScoreStore(complete).read().to_pylist()
+    if fault == "sum":
+        rows[0]["sequence_logprob"] += 0.01
+    elif fault == "count":
+        rows[0]["num_tokens"] += 1
+    elif fault == "id":
+        rows[1]["example_id"] = rows[0]["example_id"]
+    else:
+        rows[0]["num_bytes"] = None
+    store = stage.ScoreStore(tmp_path / "s")
+    store.start({})
+    store.write_part(0, pa.Table.from_pylist(rows, schema=SCORE_SCHEMA))
+    store.finish()
+    with pytest.raises(StoreError, match=r"do not fit together|stands twice"):
+        store.verify()
 
 
 def test_parts_without_a_manifest_are_refused(model, complete, tmp_path):

@@ -11,7 +11,8 @@ from atlantis.data.config import DataConfig
 from atlantis.data.splits import load_splits
 from atlantis.data.tokenization import tokenize
 from atlantis.records import Example
-from atlantis.scoring.transformers_scorer import TransformersScorer, make_batches, pad_right
+from atlantis.scoring.batching import make_batches, score_what_fits
+from atlantis.scoring.transformers_scorer import TransformersScorer, pad_right
 
 ARCHITECTURES = ["qwen2", "llama", "gemma2", "gpt2"]
 WITHIN = 1e-4
@@ -57,8 +58,9 @@ def naive_scores(model, rows, *, end_of_turn):
     return result
 
 
-def flat(batches):
-    return [row for batch in batches for row in batch]
+def score_all(scorer, rows, *, token_budget):
+    batches = make_batches([len(row.input_ids) for row in rows], token_budget=token_budget)
+    return [row for batch in batches for row in score_what_fits(scorer, [rows[i] for i in batch])]
 
 
 def check(found, expected):
@@ -90,7 +92,7 @@ def test_scores_equal_plain_logits_for_every_batch_size_and_order(
     for token_budget in (1, 40, 300, 100_000):
         rows = rng.sample(tokenized, len(tokenized))
         scorer = TransformersScorer(model, score_end_of_turn=end_of_turn, head_chunk_size=7)
-        check(flat(scorer.score_batches(rows, token_budget=token_budget)), expected)
+        check(score_all(scorer, rows, token_budget=token_budget), expected)
 
 
 @pytest.mark.parametrize("padding", [3, 40])
@@ -110,7 +112,7 @@ def test_windows_shorter_than_the_row_stay_in_force(tiny_model, tokenized):
     expected = naive_scores(model, tokenized, end_of_turn=False)
     for token_budget in (1, 100_000):
         scorer = TransformersScorer(model)
-        check(flat(scorer.score_batches(tokenized, token_budget=token_budget)), expected)
+        check(score_all(scorer, tokenized, token_budget=token_budget), expected)
 
 
 def test_real_rows_under_a_real_model_equal_automodel(shared_models, shared_data):
@@ -131,24 +133,61 @@ def test_real_rows_under_a_real_model_equal_automodel(shared_models, shared_data
     for end_of_turn in (False, True):
         expected = naive_scores(model, rows, end_of_turn=end_of_turn)
         scorer = TransformersScorer(model, score_end_of_turn=end_of_turn)
-        check(flat(scorer.score_batches(rows, token_budget=2000)), expected)
+        check(score_all(scorer, rows, token_budget=2000), expected)
 
 
-def test_rows_that_are_not_ok_come_first_with_their_status(tiny_model, tokenized, bpe_tokenizer):
-    bad = tokenize(
-        [Example("empty", "Q:", ""), Example("long", "the " * 300, " a")],
-        bpe_tokenizer,
-        max_length=256,
-    )
+class FullAbove:
+    """A scorer whose memory ends at so many rows."""
+
+    def __init__(self, scorer, most, error):
+        self.scorer, self.most, self.error = scorer, most, error
+        self.tried = []
+
+    def score(self, batch):
+        self.tried.append(len(batch))
+        if len(batch) > self.most:
+            raise self.error
+        return self.scorer.score(batch)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "python"])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tiny_model, tokenized, error):
     scorer = TransformersScorer(tiny_model("qwen2"))
-    found = flat(scorer.score_batches([tokenized[0], *bad], token_budget=100))
-    assert [(row.example_id, row.status) for row in found] == [
-        ("empty", "empty"),
-        ("long", "too_long"),
-        (tokenized[0].example_id, "ok"),
-    ]
-    for row in found[:2]:
-        assert row.sequence_logprob is row.token_logprobs is row.num_tokens is None
+    expected = {row.example_id: row.sequence_logprob for row in scorer.score(tokenized)}
+    full = FullAbove(scorer, 4, error)
+    found = score_what_fits(full, tokenized)
+    assert full.tried == [15, 7, 3, 4, 8, 4, 4]
+    assert [row.example_id for row in found] == [row.example_id for row in tokenized]
+    for row in found:
+        assert row.sequence_logprob == pytest.approx(expected[row.example_id], abs=WITHIN)
+
+
+def test_a_row_that_does_not_fit_alone_is_marked_and_the_rest_scored(tiny_model, tokenized):
+    scorer = TransformersScorer(tiny_model("qwen2"))
+    longest = max(len(row.input_ids) for row in tokenized)
+
+    class NoLongRows:
+        def score(self, batch):
+            if any(len(row.input_ids) == longest for row in batch):
+                raise MemoryError
+            return scorer.score(batch)
+
+    found = score_what_fits(NoLongRows(), tokenized)
+    status = [row.status for row in found]
+    assert status.count("oom") == sum(len(row.input_ids) == longest for row in tokenized)
+    assert status.count("ok") == len(tokenized) - status.count("oom")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tokenized):
+    with pytest.raises(RuntimeError, match="mismatch"):
+        score_what_fits(FullAbove(None, 0, RuntimeError("shape mismatch")), tokenized)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -161,7 +200,7 @@ def test_a_row_that_cannot_be_computed_is_nonfinite_and_its_neighbours_are_not(
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = value
     scorer = TransformersScorer(model)
-    found = flat(scorer.score_batches(tokenized, token_budget=100_000))
+    found = score_all(scorer, tokenized, token_budget=100_000)
     status = {row.example_id: row.status for row in found}
     (spoiled,) = [row.example_id for row in tokenized if token in row.input_ids]
     assert {i for i, s in status.items() if s != "ok"} == {spoiled}

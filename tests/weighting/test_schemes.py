@@ -134,6 +134,71 @@ def test_drop_lowest_drops_tied_examples_in_order_of_id():
     np.testing.assert_array_equal(found, [-np.inf, -np.inf, 0.0, 0.0, 0.0])
 
 
+def dropped_within_labels(weights, labels, fraction):
+    """The definition, one label at a time."""
+    dropped = set()
+    for label in set(labels):
+        rows = [i for i, other in enumerate(labels) if other == label]
+        ranked = sorted(rows, key=lambda i: (weights[i], i))
+        dropped |= set(ranked[: min(round(fraction * len(rows)), len(rows) - 1)])
+    return dropped
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(5))
+def test_drop_lowest_within_labels_ranks_every_label_on_its_own(fraction, seed):
+    rng = np.random.default_rng(seed)
+    n = 200
+    labels = rng.choice(6, n, p=[0.5, 0.3, 0.1, 0.07, 0.02, 0.01])
+    # Each label has a level of its own, and many weights are tied.
+    values = np.round(rng.normal(size=n), 1) + 10.0 * labels
+    scores = ModelScores(None, values, np.zeros(n), np.ones(n, int), np.ones(n, int), labels)
+    scheme = DropLowest(of=Influence(alpha=0.0), fraction=fraction, within="label")
+    found = scheme.log_weights(scores)
+    expected = dropped_within_labels(values.tolist(), labels.tolist(), fraction)
+    assert set(np.flatnonzero(np.isneginf(found))) == expected
+    assert set(found[~np.isneginf(found)]) == {0.0}
+    assert set(labels[found == 0.0]) == set(labels)  # no label is gone
+
+
+def test_plain_drop_lowest_can_drop_a_whole_class():
+    labels = np.array([0, 0, 1, 1, 1])
+    scores = SCORES._replace(reference=np.array(SMALL) + labels, labels=labels)
+    plain = DropLowest(of=Influence(alpha=0.0), fraction=0.4).log_weights(scores)
+    assert set(labels[plain == 0.0]) == {1}
+    within = DropLowest(of=Influence(alpha=0.0), fraction=0.4, within="label").log_weights(scores)
+    np.testing.assert_array_equal(within, [-np.inf, 0.0, -np.inf, 0.0, 0.0])
+
+
+def test_drop_lowest_within_labels_without_labels_is_refused():
+    with pytest.raises(ValueError, match="needs the examples' labels"):
+        DropLowest(fraction=0.2, within="label").log_weights(SCORES)
+
+
+def test_weights_made_before_drop_lowest_could_rank_within_labels_stay_valid():
+    # The settings go into the digest of the weights' stage: a new key would train every arm again.
+    of = {"alpha": 1.0, "unit": "token", "kind": "influence"}
+    plain = WeightingConfig(scheme=DropLowest(fraction=0.2)).model_dump(mode="json")
+    assert plain["scheme"] == {"of": of, "kind": "drop_lowest", "fraction": 0.2}
+    config = WeightingConfig(scheme=DropLowest(fraction=0.2, within="label"))
+    assert config.model_dump(mode="json")["scheme"] == plain["scheme"] | {"within": "label"}
+    assert WeightingConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, False),
+        ({"normalise_within": "length_decile"}, False),
+        ({"normalise_within": "label"}, True),
+        ({"scheme": {"kind": "drop_lowest", "fraction": 0.2}}, False),
+        ({"scheme": {"kind": "drop_lowest", "fraction": 0.2, "within": "label"}}, True),
+    ],
+)
+def test_a_weighting_says_whether_it_compares_within_labels(settings, expected):
+    assert WeightingConfig.model_validate(settings).compares_within_label is expected
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
 def test_a_share_of_nothing_or_everything_is_refused(fraction):
     with pytest.raises(ValidationError, match="fraction"):

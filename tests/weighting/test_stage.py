@@ -8,7 +8,8 @@ import pytest
 
 from atlantis.errors import StoreError, WeightError
 from atlantis.records import TokenScores
-from atlantis.store import ScoreStore, read_table, write_table
+from atlantis.store import ScoreStore, read_table, score_table, write_table
+from atlantis.weighting.diagnosis import refuse_uneven
 from atlantis.weighting.schemes import (
     PRESETS,
     Algorithm1,
@@ -22,7 +23,8 @@ from atlantis.weighting.schemes import (
     Uniform,
     WeightingConfig,
 )
-from atlantis.weighting.stage import read_weights, refuse_uneven, weigh
+from atlantis.weighting.stage import weigh
+from atlantis.weighting.weights import read_weights
 
 IDS = ["e", "a", "d", "b", "c"]
 LARGE = [-3.0, -40.0, -0.5, -7.0, -11.0]
@@ -40,28 +42,30 @@ SCHEMES = [
 
 
 def fingerprint(**changes):
-    scoring = {"max_length": 64, "token_budget": 512, "score_end_of_turn": False}
+    scoring = {"max_length": 64, "template": "shared", "score_end_of_turn": False}
     scoring |= changes.pop("scoring", {})
-    return {"model": "m", "rendered_text": "abc", "scoring": scoring} | changes
+    return {"model": "m", "rendered_text": "abc", "source": "def", "scoring": scoring} | changes
 
 
 @pytest.fixture
 def write_store(tmp_path):
     """A store of hand-made scores, rows in the given order, in three parts."""
 
-    def write(name, logprobs, *, ids=IDS, tokens=TOKENS, num_bytes=BYTES, bad=None, **changes):
+    def write(
+        name, logprobs, *, ids=IDS, tokens=TOKENS, num_bytes=BYTES, bad=None, ends=1, **changes
+    ):
         store = ScoreStore(tmp_path / name)
         store.start(fingerprint(model=name, **changes))
         rows = [
             TokenScores(i, bad[i])
             if bad and i in bad
-            else TokenScores(i, "ok", n, b, s, (s / n,) * n)
+            else TokenScores(i, "ok", n, b, s, (s / n,) * n, n + ends)
             for i, s, n, b in zip(ids, logprobs, tokens, num_bytes, strict=True)
         ]
         parts = [rows[start::3] for start in range(3)]
         for index, part in enumerate(parts):
-            store.write_part(index, part)
-        store.finish(len(parts))
+            store.write_part(index, score_table(part))
+        store.finish()
         return store
 
     return write
@@ -160,8 +164,10 @@ def test_the_token_mean_counts_the_end_of_turn_that_is_trained_but_not_scored(st
     assert total / sum(trained.values()) == pytest.approx(1.0, rel=1e-12)
 
 
-def test_a_scored_end_of_turn_is_not_counted_twice(write_store):
-    setting = {"scoring": {"score_end_of_turn": True}}
+@pytest.mark.parametrize("ends", [0, 1, 3])
+def test_the_mean_is_over_trained_tokens_however_many_turns_end(write_store, ends):
+    # 0: cut off, or scored; 3: a chat of three turns.
+    setting = {"ends": ends}
     weights = by_id(
         weigh(
             reference=write_store("reference", REFERENCE, **setting),
@@ -169,14 +175,23 @@ def test_a_scored_end_of_turn_is_not_counted_twice(write_store):
             config=WeightingConfig(),
         )
     )
-    total = sum(weights[i] * n for i, n in zip(IDS, TOKENS, strict=True))
-    assert total / sum(TOKENS) == pytest.approx(1.0, rel=1e-12)
+    total = sum(weights[i] * (n + ends) for i, n in zip(IDS, TOKENS, strict=True))
+    assert total / sum(n + ends for n in TOKENS) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_the_example_mean_counts_every_example_once(stores):
     found = weigh(**stores, config=WeightingConfig(), normalise_for="examples")
     assert sum(found.weight) / 5 == pytest.approx(1.0, rel=1e-12)
     assert found.diagnostics["normalise_for"] == "examples"
+
+
+def test_dropping_within_labels_leaves_every_class_its_best_example(stores):
+    labels = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}
+    scheme = DropLowest(of=Influence(alpha=0.0), fraction=0.6, within="label")
+    found = by_id(weigh(**stores, config=WeightingConfig(scheme=scheme), labels=labels))
+    ratio = {i: r - s for i, r, s in zip(IDS, REFERENCE, SMALL, strict=True)}
+    best = {max((i for i in IDS if labels[i] == label), key=ratio.get) for label in "xyz"}
+    assert {i for i, weight in found.items() if weight > 0} == best
 
 
 @pytest.mark.parametrize("normalise_for", ["tokens", "examples"])
@@ -287,10 +302,15 @@ def test_scores_of_other_data_or_settings_are_refused(stores, write_store, chang
         weigh(large=stores["large"], small=other, config=WeightingConfig(scheme=Ratio()))
 
 
-def test_another_batch_size_is_no_other_setting(stores, write_store):
-    other = write_store("other", SMALL, scoring={"token_budget": 64})
-    found = weigh(reference=stores["reference"], small=other, config=WeightingConfig())
+def test_native_templates_may_read_the_same_rows_in_other_words(stores, write_store):
+    native = {"scoring": {"template": "native"}}
+    reference = write_store("native", REFERENCE, rendered_text="chatml", **native)
+    small = write_store("plain", SMALL, rendered_text="plain", **native)
+    found = weigh(reference=reference, small=small, config=WeightingConfig())
     assert found.weight == weigh(**stores, config=WeightingConfig()).weight
+    other = write_store("rows", SMALL, rendered_text="plain", source="other", **native)
+    with pytest.raises(WeightError, match="differ in source"):
+        weigh(reference=reference, small=other, config=WeightingConfig())
 
 
 def test_scores_over_other_examples_are_refused(stores, write_store):
@@ -341,6 +361,11 @@ def test_an_incomplete_store_is_refused(stores, tmp_path):
     [
         ({"normalise_within": "label"}, None, "needs the examples' labels"),
         ({}, {"a": "x"}, "'b' has scores but no label"),
+        (
+            {"scheme": DropLowest(fraction=0.4, within="label")},
+            None,
+            "'drop_lowest': within 'label' needs the examples' labels",
+        ),
     ],
 )
 def test_labels_that_are_missing_are_refused(stores, config, labels, message):
@@ -539,7 +564,9 @@ def write_weights(tmp_path):
         ({"weight": None}, "no column 'weight'"),
         ({"status": None}, "no column 'status'"),
         ({"weight": ["heavy", "light", None]}, "another type"),
-        ({"example_id": ["a", "a", "c"]}, "'a'"),
+        ({"example_id": ["a", "c", "c"]}, "'c' stands there 2 times"),
+        ({"weight": [-2.0, -1.0, -3.0]}, "weight -2.0 of example 'a'"),
+        ({"status": ["empty", "empty", "too_long"]}, "sum to zero"),
     ],
 )
 def test_a_weights_file_that_cannot_be_trained_with_is_refused(write_weights, changes, message):

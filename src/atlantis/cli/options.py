@@ -20,8 +20,17 @@ Force = Annotated[
     bool, typer.Option("--force", help="Train even with weights that are likely to do harm.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable line at the end.")]
-MaxLength = Annotated[
-    int, typer.Option(min=2, help="Most tokens of prompt and completion; longer rows are left out.")
+Data = Annotated[
+    str,
+    typer.Argument(help="JSONL, JSON or Parquet, a folder of these, or hub:NAME."),
+]
+MaxLength = Annotated[int, typer.Option(min=2, help="Most tokens of prompt and completion.")]
+Truncation = Annotated[
+    str, typer.Option(help="A longer row: drop leaves it out, keep_prefix cuts its end off.")
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(help="What turns chats into text: plain, or a Jinja file; else the model's own."),
 ]
 TokenBudget = Annotated[
     int,

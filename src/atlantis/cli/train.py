@@ -1,23 +1,25 @@
 """``atlantis train``: a data file and weights to a fine-tuned checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from atlantis.cli.options import Force, Json, MaxLength, Model, Out
+from atlantis.cli.options import ChatTemplate, Force, Json, MaxLength, Model, Out, Truncation
 from atlantis.cli.output import put, put_json, quiet_libraries, warn
 from atlantis.errors import ConfigError
 
 if TYPE_CHECKING:
-    from atlantis.cli.weighted_rows import WeightedRows
-    from atlantis.records import Example
+    from atlantis.cli.weighted_rows import Reading, WeightedRows
+    from atlantis.data.tokenization import Truncation as Policy
     from atlantis.training.stage import TrainingConfig
 
 
 def train(
-    data: Annotated[Path, typer.Option("--data", help="JSONL with prompt and completion.")],
+    data: Annotated[
+        str, typer.Option("--data", help="JSONL, JSON or Parquet, a folder of these, or hub:NAME.")
+    ],
     model: Model,
     out: Out,
     weights: Annotated[
@@ -66,6 +68,8 @@ def train(
         typer.Option(help="Modules with an adapter, comma-separated; by default all-linear."),
     ] = None,
     max_length: MaxLength = 1024,
+    truncation: Truncation = "drop",
+    chat_template: ChatTemplate = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the order of rows and of adapters.")
     ] = 0,
@@ -93,15 +97,24 @@ def train(
         "activation_checkpointing": activation_checkpointing,
         "lora": lora,
     }
-    paths = _Paths(data, weights, model, out)
-    _train(paths, settings, max_length=max_length, seed=seed, force=force, as_json=as_json)
+    rows = _Rows(data, weights, max_length, _truncation(truncation), chat_template)
+    _train(rows, model, out, settings, seed=seed, force=force, as_json=as_json)
 
 
-class _Paths(NamedTuple):
-    data: Path
+class _Rows(NamedTuple):
+    """What is trained on, and how it is read."""
+
+    data: str
     weights: Path | None
-    model: str
-    out: Path
+    max_length: int
+    truncation: "Policy"
+    chat_template: str | None
+
+
+def _truncation(name: str) -> "Policy":
+    if name not in ("drop", "keep_prefix"):
+        raise ConfigError(f"--truncation {name}: choose drop or keep_prefix")
+    return name
 
 
 def _lora(
@@ -124,19 +137,15 @@ def _lora(
 
 
 def _train(
-    paths: _Paths,
+    rows: _Rows,
+    model: str,
+    out: Path,
     settings: Mapping[str, Any],
     *,
-    max_length: int,
     seed: int,
     force: bool,
     as_json: bool,
 ) -> None:
-    from atlantis.cli.weighted_rows import weighted_rows
-    from atlantis.data.formats import read_prompt_completion
-
-    rows = read_prompt_completion(paths.data).rows
-    weighted = weighted_rows(rows, paths.weights, force=force)
     from atlantis.cli.once import make_once
     from atlantis.models.loading import LoadingConfig, check_decoder_only
     from atlantis.store import read_json, write_json
@@ -145,28 +154,44 @@ def _train(
 
     quiet_libraries()
     config = validated(training.TrainingConfig, settings, where="atlantis train")
+    check_decoder_only(model)
+    reading, weighted = _read(rows, model, force=force)
     for warning in (*weighted.warnings, *_other_mean(weighted, config)):
         warn(warning)
-    check_decoder_only(paths.model)
-    fingerprint = _fingerprint(paths, rows, config, max_length=max_length, seed=seed)
+    fingerprint = _fingerprint(rows, reading, model, config, seed=seed)
 
     def work(folder: Path) -> None:
         training.run(
             weighted.rows,
             weighted.weights,
-            paths.model,
+            model,
             folder,
             config=config,
             loading=LoadingConfig(),
-            max_length=max_length,
+            max_length=rows.max_length,
+            truncation=reading.truncation,
+            chat=rows.chat_template,
             seed=seed,
         )
         record = read_json(folder / "run.json")
         record["left_out"] |= weighted.left_out
         write_json(folder / "run.json", record)
 
-    made = make_once(paths.out, fingerprint, work)
-    _tell(paths.out, made=made, as_json=as_json)
+    made = make_once(out, fingerprint, work)
+    _tell(out, made=made, as_json=as_json)
+
+
+def _read(rows: _Rows, model: str, *, force: bool) -> "tuple[Reading, WeightedRows]":
+    """The rows as the model will read them, joined with their weights."""
+    from atlantis.cli.weighted_rows import Reading, weighted_rows
+    from atlantis.data.rendering import chat_template, digest_rows
+    from atlantis.data.sources import open_source
+    from atlantis.models.loading import load_tokenizer
+
+    examples = list(open_source(rows.data))
+    template = chat_template(load_tokenizer(model), rows.chat_template)
+    reading = Reading(rows.max_length, rows.truncation, digest_rows(examples, template))
+    return reading, weighted_rows(examples, rows.weights, reading=reading, force=force)
 
 
 def _other_mean(weighted: "WeightedRows", config: "TrainingConfig") -> Iterator[str]:
@@ -181,30 +206,25 @@ def _other_mean(weighted: "WeightedRows", config: "TrainingConfig") -> Iterator[
 
 
 def _fingerprint(
-    paths: _Paths,
-    rows: "Sequence[Example]",
-    config: "TrainingConfig",
-    *,
-    max_length: int,
-    seed: int,
+    rows: _Rows, reading: "Reading", model: str, config: "TrainingConfig", *, seed: int
 ) -> dict[str, Any]:
     """All that the checkpoint depends on."""
     import torch
     import transformers
     import trl
 
-    from atlantis.data.tokenization import rendered_digest
     from atlantis.models.loading import fingerprint_model
     from atlantis.store import digest_file
     from atlantis.training.stage import VERSION
 
     return {
         "code": VERSION,
-        "model": fingerprint_model(paths.model),
-        "rendered_text": rendered_digest(rows),
-        "weights": None if paths.weights is None else digest_file(paths.weights),
+        "model": fingerprint_model(model),
+        "rendered_text": reading.digest.rendered_text,
+        "weights": None if rows.weights is None else digest_file(rows.weights),
         "training": config.model_dump(mode="json"),
-        "max_length": max_length,
+        "max_length": rows.max_length,
+        "truncation": rows.truncation,
         "seed": seed,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -12,7 +12,7 @@ from atlantis.cli.output import put, put_json, put_table, two_columns, warn
 from atlantis.errors import ConfigError, WeightError
 
 if TYPE_CHECKING:
-    from atlantis.weighting.stage import Weights
+    from atlantis.weighting.weights import Weights
 
 _FIGURES = {
     "effective_sample_size": "effective sample size",
@@ -33,7 +33,8 @@ def weigh(
         str,
         typer.Option(
             help="influence, algorithm1, ratio, loss_ratio, uniform, shuffled, report2025; or the "
-            "settings of a scheme in braces, such as {kind: drop_lowest, fraction: 0.2}."
+            "settings of a scheme in braces, such as {kind: drop_lowest, fraction: 0.2}, with "
+            "within: label (needs --data) to drop that share of every label."
         ),
     ] = "influence",
     large: Annotated[
@@ -112,13 +113,13 @@ def _scheme(text: str) -> str | dict[str, Any]:
 def _labels(data: Path, stores: Mapping[str, Path | None]) -> dict[str, str]:
     """Label of each example, where the file is the one that was scored."""
     from atlantis.data.formats import read_prompt_completion
-    from atlantis.data.tokenization import rendered_digest
+    from atlantis.data.rendering import digest_rows
     from atlantis.store import ScoreStore
 
     rows = read_prompt_completion(data).rows
-    digest = rendered_digest(rows)
+    digest = digest_rows(rows).source
     for folder in stores.values():
-        if folder is not None and ScoreStore(folder).fingerprint["rendered_text"] != digest:
+        if folder is not None and ScoreStore(folder).fingerprint["source"] != digest:
             raise WeightError(f"{folder} holds scores of other data than {data}; score it again")
     return {row.example_id: str(row.label) for row in rows}
 

@@ -1,23 +1,25 @@
 """Training rows and their weights, joined by id; anything that does not fit is refused."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from atlantis.data.tokenization import rendered_digest
+from atlantis.data.rendering import RowDigest
+from atlantis.data.tokenization import Truncation
 from atlantis.errors import WeightError
 from atlantis.numerics.diagnostics import effective_sample_size
-from atlantis.records import Example
-from atlantis.weighting.stage import Weights, read_weights, refuse_uneven, warnings_of
+from atlantis.records import Row
+from atlantis.weighting.diagnosis import refuse_uneven, warnings_of
+from atlantis.weighting.weights import Weights, read_weights
 
 
 class WeightedRows(NamedTuple):
     """The rows to train on."""
 
-    rows: Sequence[Example]
+    rows: Sequence[Row]
     weights: dict[str, float] | None
     """Weight of each row by id; None for ones."""
     left_out: dict[str, int]
@@ -27,8 +29,25 @@ class WeightedRows(NamedTuple):
     """``tokens`` or ``examples``; None where the file does not say."""
 
 
-def weighted_rows(rows: Sequence[Example], path: Path | None, *, force: bool) -> WeightedRows:
+class Reading(NamedTuple):
+    """How rows become what the model reads."""
+
+    max_length: int
+    truncation: Truncation
+    digest: RowDigest
+    """Of the rows as the trained model reads them."""
+
+
+def weighted_rows(
+    rows: Sequence[Row], path: Path | None, *, reading: Reading, force: bool
+) -> WeightedRows:
     """Join rows with the weights file ``path``; without one every row weighs one.
+
+    Args:
+        rows: All rows, whether they have a weight or not.
+        path: A file of ``atlantis weigh``.
+        reading: How training reads the rows; scoring must have read them so too.
+        force: Train even on weights that leave almost no data.
 
     Raises:
         WeightError: An id is missing, unknown or there twice, the weights were made from other
@@ -38,7 +57,7 @@ def weighted_rows(rows: Sequence[Example], path: Path | None, *, force: bool) ->
     if path is None:
         return WeightedRows(rows, None, {}, (), None)
     weights = read_weights(path)
-    _refuse_other_data(rows, weights, path)
+    _refuse_other_data(rows, weights, path, reading)
     kept = {
         name: weight
         for name, weight, status in zip(
@@ -54,12 +73,8 @@ def weighted_rows(rows: Sequence[Example], path: Path | None, *, force: bool) ->
     return WeightedRows(chosen, kept, dict(left_out), _warnings(weights, path), normalised_for)
 
 
-def _refuse_other_data(rows: Sequence[Example], weights: Weights, path: Path) -> None:
-    made_from = weights.diagnostics.get("rendered_text")
-    if made_from is not None and made_from != rendered_digest(rows):
-        raise WeightError(
-            f"{path}: made from other data (its rendered_text differs); score and weigh these rows"
-        )
+def _refuse_other_data(rows: Sequence[Row], weights: Weights, path: Path, reading: Reading) -> None:
+    _refuse_other_reading(weights.diagnostics, path, reading)
     given = set(weights.example_id)  # `read_weights` refuses an id that stands there twice
     missing = [row.example_id for row in rows if row.example_id not in given]
     if missing:
@@ -72,6 +87,25 @@ def _refuse_other_data(rows: Sequence[Example], weights: Weights, path: Path) ->
         raise WeightError(
             f"{path}: {len(extra):,} ids such as {min(map(str, extra))!r} are not in the data; "
             "weigh the same data again"
+        )
+
+
+def _refuse_other_reading(made: Mapping[str, Any], path: Path, reading: Reading) -> None:
+    """The diagnostics say what was scored; a file without them is taken at its ids."""
+    ours = {"source": reading.digest.source, "rendered_text": reading.digest.rendered_text}
+    scoring = made.get("scoring", {})
+    for field in ("source",) if scoring.get("template") == "native" else ours:
+        if made.get(field, ours[field]) != ours[field]:
+            raise WeightError(
+                f"{path}: made from other data or another chat template (its {field} differs); "
+                "score and weigh these rows"
+            )
+    cut = scoring.get("truncation", reading.truncation)
+    same_cut = cut == "drop" or scoring["max_length"] == reading.max_length
+    if cut != reading.truncation or not same_cut:
+        raise WeightError(
+            f"{path}: its rows were scored with --truncation {cut} --max-length "
+            f"{scoring['max_length']}; train with the same"
         )
 
 

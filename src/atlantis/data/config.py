@@ -25,7 +25,8 @@ class SplitConfig(_Config):
     """One split: a file and what is done with its rows, in the order of the fields."""
 
     format: Literal["semeval", "conll04", "wrench", "prompt_completion"]
-    """Layout of the file."""
+    """Layout of the file. ``prompt_completion`` is JSONL, JSON or Parquet with the columns
+    ``prompt`` and ``completion``, or Alpaca's ``instruction``, ``input`` and ``output``."""
 
     path: Path
     """The file, absolute or from the data's ``root``."""

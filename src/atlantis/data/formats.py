@@ -8,9 +8,10 @@ from pathlib import Path
 from atlantis.data import files
 from atlantis.data.conll04 import NO_RELATION, read_conll04
 from atlantis.data.rows import Rows, collect, marked_entities, without_markers
+from atlantis.data.sources import open_path
 from atlantis.data.wrench import read_wrench
 from atlantis.errors import DataError
-from atlantis.records import Example, RelationExample
+from atlantis.records import Example, RelationExample, Row
 
 __all__ = [
     "NO_RELATION",
@@ -81,32 +82,20 @@ def _semeval_label(path: Path, example_id: str, number: int, rest: list[tuple[in
 
 
 def read_prompt_completion(path: Path) -> Rows[Example]:
-    """Rows of a JSONL file with ``prompt`` and ``completion``, both used as they stand.
+    """All rows of a file with a prompt and a completion that are text, used as they stand.
 
     The label is the completion without surrounding whitespace. ``gold_completion`` gives the
-    true label, and ``example_id`` the id; without it the id follows from the content.
+    true label, and ``example_id`` the id; without it the id follows from the content. What files
+    can be read, `atlantis.data.sources.open_source` says.
 
     Raises:
-        DataError: The file is missing or a row is malformed; the message names the line.
+        DataError: The file is missing, a row is malformed or is a chat; the message names it.
     """
-    return collect(path, [_prompt_row(*row) for row in files.read_json_lines(path)], ())
+    return collect(path, map(_as_text, open_path(path).located()), ())
 
 
-def _prompt_row(where: str, row: files.JsonObject) -> tuple[str, Example]:
-    prompt = files.text_column(row, "prompt", where)
-    completion = files.text_column(row, "completion", where)
-    gold = files.text_column(row, "gold_completion", where) if "gold_completion" in row else None
-    return where, Example(
-        _given_id(row, where) or files.content_id(prompt, completion),
-        prompt,
-        completion,
-        label=completion.strip(),
-        gold_label=gold.strip() if gold else None,
-    )
-
-
-def _given_id(row: files.JsonObject, where: str) -> str | None:
-    if "example_id" not in row:
-        return None
-    value = row["example_id"]
-    return str(value) if isinstance(value, int) else files.text_column(row, "example_id", where)
+def _as_text(located: tuple[str, Row]) -> tuple[str, Example]:
+    where, row = located
+    if not isinstance(row, Example):
+        raise DataError(f"{where}: is a chat; give `prompt` and `completion` as text here")
+    return where, row

@@ -54,17 +54,17 @@ def separation(
 
     Args:
         rows: What `probe_rows` returned.
-        log_weights: Log-weight of each row by id.
+        log_weights: Log-weight of each row by id. A held-out row is left out, right and wrong,
+            where either has none.
         within_label: Compare only rows of the same label, as weights do that are normalised
             within labels.
         seed: Seed of the bootstrap over held-out rows.
 
     Returns:
-        ``mean``, the 95 % interval ``low`` and ``high``, and ``n`` held-out rows; None where there
-        is no pair to compare.
+        ``mean``, the 95 % interval ``low`` and ``high``, and ``n`` held-out rows that are left;
+        None where there is no pair to compare.
     """
-    half = len(rows) // 2
-    right, wrong = rows[:half], rows[half:]
+    right, wrong = _scored_halves(rows, log_weights)
     higher = np.array([log_weights[row.example_id] for row in right])[:, None]
     lower = np.array([log_weights[row.example_id] for row in wrong])[None, :]
     wins = (higher > lower) + 0.5 * (higher == lower)
@@ -73,11 +73,24 @@ def separation(
         counted = np.array([[float(r.label == w.label) for w in wrong] for r in right])
     if not counted.any():
         return None
-    chunks = paired_bootstrap_counts(half, _NUM_REPLICATES, np.random.default_rng(seed))
+    chunks = paired_bootstrap_counts(len(right), _NUM_REPLICATES, np.random.default_rng(seed))
     replicates = np.concatenate([_shares(counts, wins, counted) for counts in chunks])
     mean = float((wins * counted).sum() / counted.sum())
     interval = percentile_interval(mean, replicates[~np.isnan(replicates)], level=0.95)
-    return {"mean": mean, "low": interval.low, "high": interval.high, "n": half}
+    return {"mean": mean, "low": interval.low, "high": interval.high, "n": len(right)}
+
+
+def _scored_halves(
+    rows: Sequence[Example], log_weights: Mapping[str, float]
+) -> tuple[list[Example], list[Example]]:
+    """Rows with the right label, and the same ones with a wrong label, that both have a weight."""
+    half = len(rows) // 2
+    pairs = [
+        (right, wrong)
+        for right, wrong in zip(rows[:half], rows[half:], strict=True)
+        if right.example_id in log_weights and wrong.example_id in log_weights
+    ]
+    return [right for right, _ in pairs], [wrong for _, wrong in pairs]
 
 
 def _shares(

@@ -1,17 +1,27 @@
 """Log-probabilities of completion tokens from hidden states: only those positions, in chunks.
 
 The vocabulary projection dominates memory and, for short completions, time. Projecting only the
-positions whose next token counts, a chunk at a time, keeps both independent of the prompt. The
-statistics are float32 whatever the model's dtype: a bfloat16 log-softmax is off by up to 0.1 nats
-in the tail.
+positions whose next token counts, a chunk at a time, keeps both independent of the prompt. Logits
+and statistics are float32 whatever the model's dtype: a bfloat16 logit of 20 is off by up to 0.06,
+a bfloat16 log-softmax by up to 0.1 nats in the tail.
 """
 
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
+
+from atlantis.errors import ModelError
+from atlantis.models.encoder_decoder import decoder_hidden
+
+_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+_HALF = (torch.bfloat16, torch.float16)
+_UNLIKE = (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError)
+"""What a forward pass raises that does not take our arguments or has no such parts."""
 
 
 class LogitTransform(NamedTuple):
@@ -31,23 +41,24 @@ class HeadOutput(NamedTuple):
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
     """Read scaling and soft-capping from a model's configuration."""
-    fields = config.get_text_config().to_dict()
-    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
-    scale = next((fields[name] for name in names if fields.get(name) is not None), 1.0)
-    divisor = fields.get("logits_scaling")  # Granite, MiniCPM3 divide; HyperCLOVA X multiplies
-    if divisor:
-        scale = divisor if fields["model_type"] == "hyperclovax" else 1.0 / divisor
-    return LogitTransform(scale=float(scale), softcap=fields.get("final_logit_softcapping"))
+    fields: Any = config.get_text_config()
+    softcap = _first(fields, _SOFTCAPS)
+    return LogitTransform(
+        scale=_scale(fields) * _tied_scale(config),
+        softcap=None if softcap is None else float(softcap),
+    )
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """float32 logits over the vocabulary for hidden states of shape ``[position, hidden]``."""
     transform = logit_transform(model.config)
-    head: Any = model.get_output_embeddings()
-    logits = head(hidden).float() * transform.scale
+    logits = _project(model.get_output_embeddings(), hidden)
+    if transform.scale != 1.0:
+        logits = logits * transform.scale
     if transform.softcap is not None:
         logits = transform.softcap * torch.tanh(logits / transform.softcap)
-    return logits
+    bias: Tensor | None = getattr(model, "final_logits_bias", None)  # BART and its descendants
+    return logits if bias is None else logits + bias.to(logits)
 
 
 def target_logprobs(
@@ -56,7 +67,7 @@ def target_logprobs(
     """float32 log-probabilities of ``targets``, with at most a chunk of logits alive.
 
     Args:
-        model: A causal language model, for its head and its logit transforms.
+        model: A language model, for its head and its logit transforms.
         hidden: Hidden states that predict the targets, ``[position, hidden]``.
         targets: Token ids, ``[position]``.
         chunk_size: Positions projected at once. While gradients are recorded each chunk's logits
@@ -65,7 +76,7 @@ def target_logprobs(
 
     def one_chunk(hidden_chunk: Tensor, target_chunk: Tensor) -> tuple[Tensor, Tensor]:
         logits = head_logits(model, hidden_chunk)
-        target_logits = logits.gather(-1, target_chunk[:, None]).squeeze(-1)
+        target_logits = logits.gather(-1, target_chunk.to(logits.device)[:, None]).squeeze(-1)
         return target_logits - logits.logsumexp(-1), logits.detach().argmax(-1)
 
     logprobs: list[Tensor] = []
@@ -79,3 +90,123 @@ def target_logprobs(
         logprobs.append(result[0])
         top_tokens.append(result[1])
     return HeadOutput(torch.cat(logprobs), torch.cat(top_tokens))
+
+
+@torch.inference_mode()
+def check_head(model: PreTrainedModel) -> None:
+    """Compare `head_logits` on one short row with what the model's own forward pass gives.
+
+    An architecture may do to its logits what no name in its configuration tells; its numbers would
+    be wrong and nothing would say so. The own head is made to project in float32 too, so that what
+    remains is float32 rounding, and for T5 the rounding of its scaled hidden states.
+
+    Raises:
+        ModelError: They differ, or the model's parts are not those of a plain language model.
+    """
+    refusal = (
+        f"{model.name_or_path}: this architecture ({model.config.model_type}) cannot be scored: "
+    )
+    try:
+        own, found = _own_logits(model), head_logits(model, _last_hidden(model))
+    except _UNLIKE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"{refusal}{reason}") from None
+    if own.shape != found.shape:
+        raise ModelError(f"{refusal}its logits are not those of its output embeddings")
+    if not own.isfinite().all():  # a broken model; its rows get the status nonfinite
+        return
+    error = float((own.log_softmax(-1) - found.log_softmax(-1)).abs().max())
+    if not error <= 1e-4 + torch.finfo(model.dtype).eps * float(own.std()):
+        raise ModelError(
+            f"{refusal}what it does to its logits is unknown here, log-probabilities differ by "
+            f"{error:.2g} nats"
+        )
+
+
+def _project(head: Any, hidden: Tensor) -> Tensor:
+    """float32 products with the output embeddings.
+
+    While gradients are recorded the module runs by itself, for those who shard its weights.
+    """
+    if torch.is_grad_enabled() or not _is_half_and_whole(head):
+        return head(hidden).float()
+    weight, bias = head.weight, head.bias
+    hidden = hidden.to(weight.device, weight.dtype)
+    if hidden.is_cuda:
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = hidden.float() @ weight.T.float()
+    return logits if bias is None else logits + bias.float()
+
+
+def _is_half_and_whole(head: Any) -> bool:
+    """Whether it is a plain layer, neither sharded nor offloaded, quantized or with an adapter."""
+    if type(head) is not nn.Linear or head.weight.dtype not in _HALF:
+        return False
+    shape = (head.out_features, head.in_features)
+    return type(head.weight) is nn.Parameter and head.weight.shape == shape and not _is_meta(head)
+
+
+def _is_meta(head: nn.Linear) -> bool:
+    return head.weight.device.type == "meta"
+
+
+def _scale(fields: Any) -> float:
+    if fields.model_type == "mpt":  # has a logit_scale that transformers does not apply
+        return 1.0
+    if fields.model_type == "hyperclovax":  # multiplies by what Granite and MiniCPM3 divide by
+        return float(fields.logits_scaling)
+    scale, divisor = _first(fields, _SCALES), _first(fields, _DIVISORS)
+    return (1.0 if scale is None else float(scale)) / (divisor or 1.0)
+
+
+def _tied_scale(config: Any) -> float:
+    """T5 with the head of its first version scales hidden states; mT5 and T5 1.1 do not."""
+    scaled = {
+        "t5": "scale_decoder_outputs",
+        "longt5": "scale_decoder_outputs",
+        "umt5": "tie_word_embeddings",
+        "switch_transformers": "tie_word_embeddings",
+    }
+    name = scaled.get(config.model_type)
+    return config.d_model**-0.5 if name is not None and getattr(config, name) else 1.0
+
+
+def _first(fields: Any, names: tuple[str, ...]) -> Any:
+    values = (getattr(fields, name, None) for name in names)
+    return next((value for value in values if value is not None), None)
+
+
+def _row(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = (torch.arange(3, 11) % vocabulary)[None].to(model.device)
+    return ids, torch.ones_like(ids)
+
+
+def _own_logits(model: PreTrainedModel) -> Tensor:
+    """Logits of the model's own forward pass, ``[position, vocabulary]``."""
+    head: Any = model.get_output_embeddings()
+
+    def widen(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not _is_half_and_whole(module):
+            return output.float()
+        return _project(module, inputs[0].flatten(0, -2)).unflatten(0, output.shape[:-1])
+
+    ids, mask = _row(model)
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if model.config.is_encoder_decoder:
+        inputs |= {"decoder_input_ids": ids.flip(1), "decoder_attention_mask": mask}
+    handle = head.register_forward_hook(widen)
+    try:
+        return model(**inputs).logits[0].float()
+    finally:
+        handle.remove()
+
+
+def _last_hidden(model: PreTrainedModel) -> Tensor:
+    """What scoring takes for the head's input, ``[position, hidden]``."""
+    ids, mask = _row(model)
+    if model.config.is_encoder_decoder:
+        return decoder_hidden(model, ids, mask, ids.flip(1), mask)[0]
+    backbone: Any = model.base_model
+    return backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[0]

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from atlantis.errors import DataError, StoreError
+from atlantis.store import read_table
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; run the stage that writes it") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: no valid JSON ({error})") from None
     if not isinstance(document, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(document).__name__}")
@@ -73,9 +73,10 @@ def read_train(path: Path) -> TrainTable:
     """The training rows; ``gold_label`` and ``text`` may be absent or null.
 
     Raises:
-        DataError: The file is missing, a column is, or an id occurs twice.
+        DataError: A column is missing, or an id occurs twice.
+        StoreError: The file is missing or damaged.
     """
-    table = _read_table(path, ("example_id", "prompt", "label"), optional=("gold_label", "text"))
+    table = _read_table(path, ("example_id", "prompt", "label"))
     ids, prompts = table.column("example_id").to_pylist(), table.column("prompt").to_pylist()
     empty: list[str | None] = [None] * len(ids)
     golds, texts = (
@@ -97,8 +98,9 @@ def read_weights(path: Path, example_ids: Sequence[str]) -> WeightTable:
     """The weights file and its diagnostics, in the order of the training rows.
 
     Raises:
-        DataError: A file or a column is missing, an id occurs twice, or no training row has a
-            positive weight.
+        DataError: The diagnostics or a column are missing, an id occurs twice, or no training row
+            has a positive weight.
+        StoreError: The file is missing or damaged.
     """
     table = _read_table(path, ("example_id", "status", "log_weight", "weight"))
     places = _places(table, path, example_ids)
@@ -118,14 +120,14 @@ def read_scores(folder: Path, example_ids: Sequence[str]) -> ScoreTable:
     """A score store's parts, in the order of the training rows.
 
     Raises:
-        StoreError: The folder holds no parts.
-        DataError: A column is missing, an id occurs twice, or no id is a training row.
+        StoreError: The folder holds no parts, or one is damaged or lacks a column.
+        DataError: An id occurs twice, or no id is a training row.
     """
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
         raise StoreError(f"{folder} holds no part-*.parquet; run the scoring stage")
     columns = ("example_id", "status", "num_tokens", "sequence_logprob")
-    table = pa.concat_tables([_read_table(part, columns) for part in parts])
+    table = pa.concat_tables([read_table(part, columns) for part in parts])
     places = _places(table, folder, example_ids)
     return ScoreTable(
         sequence_logprobs=_aligned(table, "sequence_logprob", places),
@@ -133,17 +135,13 @@ def read_scores(folder: Path, example_ids: Sequence[str]) -> ScoreTable:
     )
 
 
-def _read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> pa.Table:
-    try:
-        names = pq.read_schema(path).names
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; run the stage that writes it") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: no valid Parquet file ({error})") from None
-    missing = [name for name in columns if name not in names]
+def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    table = read_table(path)
+    missing = [name for name in columns if name not in table.column_names]
     if missing:
-        raise DataError(f"{path}: column {missing[0]!r} is missing; found {', '.join(names)}")
-    return pq.read_table(path, columns=[*columns, *(n for n in optional if n in names)])
+        found = ", ".join(table.column_names)
+        raise DataError(f"{path}: column {missing[0]!r} is missing; found {found}")
+    return table
 
 
 def _require_unique(ids: Sequence[str], path: Path) -> None:

@@ -1,40 +1,21 @@
-"""Log-probabilities of completions under a transformers model, in length-sorted batches."""
+"""Log-probabilities of completions under a transformers model, one batch at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from atlantis.data.tokenization import TokenizedExample
+from atlantis.data.tokenization import TokenizedExample, Turn
+from atlantis.models.encoder_decoder import decoder_hidden
 from atlantis.models.head import target_logprobs
-from atlantis.numerics.logprobs import sequence_logprob
 from atlantis.records import TokenScores
-
-
-def make_batches(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
-    """Group rows of similar length so that ``rows x longest row`` stays within the budget.
-
-    Longest first, so that running out of memory shows at once; ties keep the order of the input. A
-    row longer than the budget is a batch of its own.
-
-    Returns:
-        Row numbers of each batch; a pure function of the lengths and the budget.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    batches: list[list[int]] = []
-    for row in order:
-        longest = lengths[batches[-1][0]] if batches else 0
-        if batches and (len(batches[-1]) + 1) * longest <= token_budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
+from atlantis.scoring.budget import CPU_TOKENS, probed_budget
+from atlantis.scoring.scorer import token_scores
 
 
 class TransformersScorer:
-    """Scores batches of tokenized examples with one causal language model.
+    """Scores batches of tokenized rows with one model, causal or encoder-decoder.
 
     The backbone runs once over right-padded rows; the vocabulary projection runs on the scored
     positions only, in float32 chunks.
@@ -51,39 +32,59 @@ class TransformersScorer:
         self._score_end_of_turn = score_end_of_turn
         self._head_chunk_size = head_chunk_size
 
-    def score_batches(
-        self, examples: Sequence[TokenizedExample], *, token_budget: int
-    ) -> Iterator[list[TokenScores]]:
-        """Score all rows; yields one list per batch, longest rows first.
-
-        A row whose status is not ``ok`` keeps that status, one with a NaN or infinite
-        log-probability gets ``nonfinite``; both have no numbers.
-        """
-        yield [_unscored(row, row.status) for row in examples if row.status != "ok"]
-        scorable = [row for row in examples if row.status == "ok"]
-        lengths = [len(row.input_ids) for row in scorable]
-        for batch in make_batches(lengths, token_budget=token_budget):
-            yield self.score([scorable[i] for i in batch])
-
     @torch.inference_mode()
     def score(self, batch: Sequence[TokenizedExample]) -> list[TokenScores]:
-        """Score one batch of rows with status ``ok``, in one forward pass."""
+        """Score rows with status ``ok`` in one forward pass."""
         device = self._model.device
-        input_ids, attention_mask = pad_right([row.input_ids for row in batch])
-        scored = _predicting_positions(batch, end_of_turn=self._score_end_of_turn).to(device)
-        input_ids = input_ids.to(device)
-        hidden = self._model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask.to(device), use_cache=False
-        ).last_hidden_state
+        positions = [row.scored_positions(end_of_turn=self._score_end_of_turn) for row in batch]
+        rows, columns = _indices(positions)
+        input_ids, mask = (part.to(device) for part in pad_right([row.input_ids for row in batch]))
+        hidden = self._hidden(batch, input_ids, mask)
+        rows, columns = rows.to(device), columns.to(device)
         logprobs = target_logprobs(
             self._model,
-            hidden[:, :-1][scored],
-            input_ids[:, 1:][scored],
+            hidden[rows, columns - 1],
+            input_ids[rows, columns],
             chunk_size=self._head_chunk_size,
         ).logprobs
-        counts = scored.sum(1).tolist()
-        rows = logprobs.cpu().split(counts)
-        return [_scored(row, values.numpy()) for row, values in zip(batch, rows, strict=True)]
+        values = logprobs.cpu().split([len(p) for p in positions])
+        return [token_scores(row, part.numpy()) for row, part in zip(batch, values, strict=True)]
+
+    def measured_budget(self, max_length: int) -> int:
+        """Padded tokens that one pass may hold; on a GPU two passes are tried for it.
+
+        Args:
+            max_length: Most tokens of a row; the trial rows are no longer than that.
+        """
+        device = self._model.device
+        if device.type != "cuda":
+            return CPU_TOKENS
+        length = min(max_length, 512)
+
+        def peak_bytes(tokens: int) -> int:
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            self.score([_trial_row(length)] * max(1, tokens // length))
+            return torch.cuda.max_memory_allocated(device) - before
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return probed_budget(peak_bytes, free_bytes=free)
+
+    def _hidden(self, batch: Sequence[TokenizedExample], input_ids: Tensor, mask: Tensor) -> Tensor:
+        """What the head takes, ``[batch, token, hidden]``."""
+        if self._model.config.is_encoder_decoder:
+            prompts = pad_right([row.encoder_ids for row in batch])
+            encoder_ids, encoder_mask = (part.to(input_ids.device) for part in prompts)
+            return decoder_hidden(self._model, encoder_ids, encoder_mask, input_ids, mask)
+        return self._model.base_model(
+            input_ids=input_ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+
+
+def _trial_row(length: int) -> TokenizedExample:
+    turn = Turn(1, length, length)
+    ids = (1,) * length
+    return TokenizedExample("trial", "ok", ids, (turn,), num_bytes=0, encoder_ids=ids)
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -97,26 +98,8 @@ def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return input_ids, attention_mask
 
 
-def _predicting_positions(batch: Sequence[TokenizedExample], *, end_of_turn: bool) -> Tensor:
-    """True where a position's next token is a scored completion token, ``[batch, token - 1]``."""
-    positions = torch.arange(max(len(row.input_ids) for row in batch) - 1)
-    first = torch.tensor([row.num_prompt_tokens - 1 for row in batch])
-    count = torch.tensor([row.num_completion_tokens + end_of_turn for row in batch])
-    return (positions >= first[:, None]) & (positions < (first + count)[:, None])
-
-
-def _scored(row: TokenizedExample, logprobs: np.ndarray) -> TokenScores:
-    if not np.isfinite(logprobs).all():
-        return _unscored(row, "nonfinite")
-    return TokenScores(
-        example_id=row.example_id,
-        status="ok",
-        num_tokens=len(logprobs),
-        num_bytes=row.num_bytes,
-        sequence_logprob=sequence_logprob(logprobs),
-        token_logprobs=tuple(logprobs.tolist()),
-    )
-
-
-def _unscored(row: TokenizedExample, status: str) -> TokenScores:
-    return TokenScores(example_id=row.example_id, status=status)
+def _indices(positions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Row and column of every scored token."""
+    rows = [row for row, found in enumerate(positions) for _ in found]
+    columns = [column for found in positions for column in found]
+    return torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long)

@@ -12,11 +12,12 @@ from peft import LoraConfig, PeftModel
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PrinterCallback, TrainerCallback
 
-from atlantis.data.tokenization import tokenize
+from atlantis.data.rendering import ChatTemplate, chat_template
+from atlantis.data.tokenization import Truncation, tokenize
 from atlantis.errors import DataError, ResumableError
 from atlantis.models.loading import LoadingConfig, load_model, load_tokenizer
 from atlantis.progress import progress_bar
-from atlantis.records import Example
+from atlantis.records import Row
 from atlantis.store import write_json
 from atlantis.training.collation import Normaliser
 from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
@@ -82,7 +83,7 @@ class TrainingConfig(BaseModel):
 
 
 def run(
-    examples: Sequence[Example],
+    examples: Sequence[Row],
     weights: Mapping[str, float] | None,
     model: str,
     out: Path,
@@ -90,6 +91,8 @@ def run(
     config: TrainingConfig,
     loading: LoadingConfig,
     max_length: int,
+    truncation: Truncation = "drop",
+    chat: str | None = None,
     seed: int,
     num_steps: int | None = None,
 ) -> None:
@@ -102,7 +105,9 @@ def run(
         out: Folder of the checkpoint; ``run.json`` beside it says what was trained on.
         config: Hyperparameters.
         loading: How the model is loaded. Weights are float32 unless adapters are trained.
-        max_length: Longer rows are left out and counted, as in scoring.
+        max_length: Most tokens of a row.
+        truncation: Longer rows are left out and counted, or cut off, as in scoring.
+        chat: The chat template by its name or file, as in scoring.
         seed: Seed of the order of the rows and of the adapters.
         num_steps: Optimizer steps; by default what the epochs take.
 
@@ -111,7 +116,14 @@ def run(
         ResumableError: The loss became NaN or infinite.
     """
     tokenizer = load_tokenizer(model)
-    dataset, left_out = training_rows(examples, weights, tokenizer, max_length=max_length)
+    dataset, left_out = training_rows(
+        examples,
+        weights,
+        tokenizer,
+        max_length=max_length,
+        truncation=truncation,
+        template=chat_template(tokenizer, chat),
+    )
     steps = num_steps or config.num_steps(len(dataset))
     precision = loading if config.lora else loading.model_copy(update={"dtype": "float32"})
     with _quiet_datasets():
@@ -134,11 +146,13 @@ def run(
 
 
 def training_rows(
-    examples: Sequence[Example],
+    examples: Sequence[Row],
     weights: Mapping[str, float] | None,
     tokenizer: Any,
     *,
     max_length: int,
+    truncation: Truncation = "drop",
+    template: ChatTemplate | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
     """Tokenized rows with ``input_ids``, ``labels`` and ``weight``, and what was left out, counted.
 
@@ -147,7 +161,9 @@ def training_rows(
     """
     rows: list[dict[str, Any]] = []
     left_out: dict[str, int] = {}
-    for row in tokenize(examples, tokenizer, max_length=max_length):
+    for row in tokenize(
+        examples, tokenizer, max_length=max_length, truncation=truncation, template=template
+    ):
         weight = 1.0 if weights is None else weights.get(row.example_id)
         reason = row.status if row.status != "ok" else "zero_weight" if weight == 0 else None
         if reason is not None:
@@ -155,8 +171,7 @@ def training_rows(
             continue
         if weight is None:
             raise DataError(f"example {row.example_id!r} has no weight; weigh the same data again")
-        labels = [-100] * row.num_prompt_tokens + list(row.input_ids[row.num_prompt_tokens :])
-        rows.append({"input_ids": list(row.input_ids), "labels": labels, "weight": weight})
+        rows.append({"input_ids": list(row.input_ids), "labels": row.labels, "weight": weight})
     if not rows:
         raise DataError(f"no row is left to train on; left out: {left_out}")
     return Dataset.from_list(rows), left_out

@@ -1,165 +1,31 @@
-"""Ways of turning the models' log-probabilities into log-weights.
+"""Ways of turning the models' log-probabilities into weights.
 
 A scheme is a frozen config with one pure method, so that choosing it and applying it are the same
-object. The schemes differ in which models they combine, and METHODS in the papers disagree on that:
-see ``docs/paper_index.md``.
+object. Here are those that are made from other schemes, and what follows a scheme.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from atlantis.numerics.importance import combine, length_power
-
-Floats = NDArray[np.float64]
-
-
-class ModelScores(NamedTuple):
-    """Sequence log-probabilities of the same completions under up to three models."""
-
-    large: Floats | None
-    reference: Floats | None
-    small: Floats | None
-    num_tokens: NDArray[np.int64]
-    num_bytes: NDArray[np.int64]
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class _Linear(_Config):
-    """``log w = (c_L S_L + c_r S_r + c_S S_S) / n ** alpha``."""
-
-    alpha: float = Field(default=1.0, ge=0.0, le=2.0)
-    """Power of the completion's length: 1 is the geometric mean per token, 0 the sequence
-    probability (on long completions one example then takes all the weight), 0.5 between."""
-    unit: Literal["token", "byte"] = "token"
-    """What length is counted in. Bytes compare models with different tokenizers."""
-
-    @property
-    def coefficients(self) -> tuple[float, float, float]:
-        """``(c_large, c_reference, c_small)``."""
-        raise NotImplementedError
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models that have to be scored."""
-        names = ("large", "reference", "small")
-        return tuple(n for n, c in zip(names, self.coefficients, strict=True) if c != 0)
-
-    @property
-    def compares_tokens(self) -> bool:
-        """Whether the models have to split a completion into the same tokens."""
-        return self.unit == "token" and self.alpha > 0
-
-    def log_weights(self, scores: ModelScores) -> Floats:
-        combined = combine(
-            large=scores.large,
-            reference=scores.reference,
-            small=scores.small,
-            coefficients=self.coefficients,
-        )
-        lengths = scores.num_tokens if self.unit == "token" else scores.num_bytes
-        return length_power(combined, lengths, alpha=self.alpha)
-
-
-class Influence(_Linear):
-    """``p_r / p_S``: ATLANTIS Eq. 8, Figures 2 and 4, ATLANTIS-cross."""
-
-    kind: Literal["influence"] = "influence"
-
-    @property
-    def coefficients(self) -> tuple[float, float, float]:
-        return (0.0, 1.0, -1.0)
-
-
-class Algorithm1(_Linear):
-    """``p_L p_r / p_S``: ATLANTIS Algorithm 1 as printed."""
-
-    kind: Literal["algorithm1"] = "algorithm1"
-
-    @property
-    def coefficients(self) -> tuple[float, float, float]:
-        return (1.0, 1.0, -1.0)
-
-
-class Ratio(_Linear):
-    """``p_L / p_S``: ATLANTIS Eq. 7, for data drawn from the reference."""
-
-    kind: Literal["ratio"] = "ratio"
-
-    @property
-    def coefficients(self) -> tuple[float, float, float]:
-        return (1.0, 0.0, -1.0)
-
-
-class Custom(_Linear):
-    """Your own coefficients."""
-
-    kind: Literal["custom"] = "custom"
-    large: float = 0.0
-    """Coefficient of the large model's log-probability."""
-    reference: float = 0.0
-    """Coefficient of the reference model's log-probability."""
-    small: float = 0.0
-    """Coefficient of the small model's log-probability."""
-
-    @model_validator(mode="after")
-    def _some_model_counts(self) -> Self:
-        if not any(self.coefficients):
-            raise ValueError("give a coefficient for large, reference or small")
-        return self
-
-    @property
-    def coefficients(self) -> tuple[float, float, float]:
-        return (self.large, self.reference, self.small)
-
-
-class LossRatio(_Config):
-    """``nll_S / nll_r`` of the means per token: a common reading of Figure 2."""
-
-    kind: Literal["loss_ratio"] = "loss_ratio"
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models that have to be scored."""
-        return ("reference", "small")
-
-    @property
-    def compares_tokens(self) -> bool:
-        """Whether the models have to split a completion into the same tokens: means do."""
-        return True
-
-    def log_weights(self, scores: ModelScores) -> Floats:
-        if scores.reference is None or scores.small is None:
-            raise ValueError("loss_ratio needs the reference and the small model's scores")
-        # Both means are over the same tokens, so the lengths cancel.
-        with np.errstate(divide="ignore", invalid="ignore"):  # nll 0 of a certain completion
-            return np.log(-scores.small) - np.log(-scores.reference)
-
-
-class Uniform(_Config):
-    """Every example weighs one: plain supervised fine-tuning."""
-
-    kind: Literal["uniform"] = "uniform"
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models that have to be scored: none."""
-        return ()
-
-    @property
-    def compares_tokens(self) -> bool:
-        """Whether the models have to split a completion into the same tokens."""
-        return False
-
-    def log_weights(self, scores: ModelScores) -> Floats:
-        return np.zeros(scores.num_tokens.size)
+from atlantis.weighting.ratios import (
+    Algorithm1,
+    Custom,
+    Floats,
+    Influence,
+    LossRatio,
+    ModelScores,
+    Ratio,
+    Settings,
+    Uniform,
+)
 
 
 def _by_name(value: Any) -> Any:
@@ -172,7 +38,7 @@ BasicScheme = Annotated[
 ]
 
 
-class _Derived(_Config):
+class _Derived(Settings):
     of: Annotated[BasicScheme, BeforeValidator(_by_name)] = Influence()
     """The scheme whose weights are used."""
 
@@ -205,13 +71,30 @@ class DropLowest(_Derived):
     kind: Literal["drop_lowest"] = "drop_lowest"
     fraction: float = Field(gt=0.0, lt=1.0)
     """Share of the examples that is dropped, rounded to whole examples; ties in order of id."""
+    within: Literal["none", "label"] = "none"
+    """Rank all examples together, which can drop whole classes, or those of each label on their
+    own: the share is then that of every label, whose highest-weighted example always stays."""
 
     def log_weights(self, scores: ModelScores) -> Floats:
         weights = self.of.log_weights(scores)
-        lowest = np.argsort(weights, kind="stable")[: round(self.fraction * weights.size)]
+        groups = np.zeros(weights.size, dtype=np.intp) if self.within == "none" else scores.labels
+        if groups is None:
+            raise ValueError("within 'label' needs the examples' labels")
+        order = np.lexsort((weights, groups))  # stable
+        _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+        num_dropped = np.round(self.fraction * sizes)
+        if self.within == "label":
+            num_dropped = np.minimum(num_dropped, sizes - 1)
+        ranks = np.arange(weights.size) - np.repeat(starts, sizes)
         result = np.zeros(weights.size)
-        result[lowest] = -np.inf
+        result[order[ranks < np.repeat(num_dropped, sizes)]] = -np.inf
         return result
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``within`` at its default: weights from before it was there stay valid."""
+        settings: dict[str, Any] = handler(self)
+        return {name: v for name, v in settings.items() if (name, v) != ("within", "none")}
 
 
 Scheme = Annotated[
@@ -220,7 +103,7 @@ Scheme = Annotated[
 ]
 
 
-class ClipAroundMedian(_Config):
+class ClipAroundMedian(Settings):
     """Keep weights within a factor of the median weight, before normalising."""
 
     kind: Literal["around_median"] = "around_median"
@@ -228,7 +111,7 @@ class ClipAroundMedian(_Config):
     """Largest ratio to the median, in both directions."""
 
 
-class ClipAfterMeanOne(_Config):
+class ClipAfterMeanOne(Settings):
     """Clip to absolute bounds after normalising to mean one, then normalise again."""
 
     kind: Literal["after_mean_one"] = "after_mean_one"
@@ -247,7 +130,7 @@ class ClipAfterMeanOne(_Config):
 Clip = Annotated[ClipAroundMedian | ClipAfterMeanOne, Field(discriminator="kind")]
 
 
-class WeightingConfig(_Config):
+class WeightingConfig(Settings):
     """From scores to weights. The steps always run in the order of the fields."""
 
     scheme: Annotated[Scheme, BeforeValidator(_by_name)] = Influence()
@@ -262,6 +145,12 @@ class WeightingConfig(_Config):
     """Pareto-smooth the largest weights instead of clipping them."""
     normalise_within: Literal["none", "label", "length_decile"] = "none"
     """Mean one inside each group, so that weighting does not shift the mix of the groups."""
+
+    @property
+    def compares_within_label(self) -> bool:
+        """Whether an example's weight is only compared with those of the same label."""
+        ranked = isinstance(self.scheme, DropLowest) and self.scheme.within == "label"
+        return ranked or self.normalise_within == "label"
 
     @model_validator(mode="after")
     def _tail_is_treated_once(self) -> Self:

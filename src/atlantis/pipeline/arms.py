@@ -1,0 +1,92 @@
+"""Stages of the arms: the large model trained one way, and tested."""
+
+import shutil
+from pathlib import Path
+
+from atlantis.evaluation import stage as evaluation
+from atlantis.pipeline.inputs import Inputs, digest_rows, versions
+from atlantis.pipeline.tuning import Tuning
+from atlantis.pipeline.weighing import WeighingStages
+from atlantis.stages import Stage
+from atlantis.weighting.diagnosis import refuse_uneven
+from atlantis.weighting.weights import read_weights
+
+
+class ArmStages:
+    """Training and testing of every arm and seed.
+
+    Args:
+        inputs: Data and models of the recipe.
+        root: Holds the stages' folders.
+        weighing: Where the arms' weights come from.
+        force: Train with weights that leave almost no data, too.
+    """
+
+    def __init__(
+        self, inputs: Inputs, root: Path, weighing: WeighingStages, *, force: bool
+    ) -> None:
+        self._inputs = inputs
+        self._config = inputs.config
+        self._root = root
+        self._weighing = weighing
+        self._force = force
+
+    def trained(self, arm: str, seed: int) -> Stage:
+        """The large model fine-tuned as the arm says."""
+        weights = self._weighing.weights(arm, seed)
+        config, large = self._config.training, self._config.models.large
+        rows = self._inputs.rows(self._config.arms[arm].rows)
+        # Every arm takes the steps that the noisy rows need.
+        steps = config.num_steps(len(self._inputs.splits.train))
+        tuning = Tuning(self._inputs, large, rows, config, seed, steps)
+
+        def work(folder: Path) -> None:
+            tuning.run(None if weights is None else self._usable_weights(weights), folder)
+
+        inputs = () if weights is None else (weights,)
+        name = f"train-{arm}-seed{seed}"
+        return Stage(self._root, name, tuning.settings | {"steps": steps}, inputs, work)
+
+    def evaluated(self, arm: str, seed: int) -> Stage:
+        """Predictions and metrics of one checkpoint on the test rows."""
+        trained, splits = self.trained(arm, seed), self._inputs.splits
+        settings = {
+            "evaluation": self._config.evaluation.model_dump(exclude={"num_bootstrap"}),
+            "versions": versions(evaluation.VERSION),
+            "rows": digest_rows(splits.test),
+            "completions": self._inputs.completions,
+        }
+
+        def work(folder: Path) -> None:
+            evaluation.run(
+                splits.test,
+                splits.labels,
+                self._inputs.completions,
+                str(trained.folder),
+                folder,
+                config=self._config.evaluation,
+                loading=self._config.models.loading,
+                max_length=self._config.scoring.max_length,
+            )
+            # The checkpoint may be discarded; what was trained on stays.
+            shutil.copyfile(trained.folder / "run.json", folder / "run.json")
+
+        return Stage(self._root, f"evaluate-{arm}-seed{seed}", settings, (trained,), work)
+
+    def discard(self, arm: str, seed: int) -> None:
+        """Delete a checkpoint that the recipe does not keep, once its predictions are there."""
+        keep = self._config.keep_models
+        if keep == "all" or (keep == "headline" and arm == self._config.headline):
+            return
+        self.trained(arm, seed).discard()
+
+    def _usable_weights(self, stage: Stage) -> dict[str, float]:
+        """Weights by id of the rows that could be scored."""
+        weights = read_weights(stage.folder / "weights.parquet")
+        if not self._force:
+            refuse_uneven(weights.diagnostics, where=stage.name)
+        return {
+            example_id: weight
+            for example_id, weight in zip(weights.example_id, weights.weight, strict=True)
+            if weight is not None
+        }

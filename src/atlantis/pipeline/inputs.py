@@ -1,0 +1,102 @@
+"""What the stages of a recipe draw on: its data and models, validated."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from atlantis.config import RunConfig
+from atlantis.data.splits import load_splits
+from atlantis.data.tokenization import tokenize
+from atlantis.errors import ConfigError, DataError
+from atlantis.models.loading import check_decoder_only, fingerprint_model, load_tokenizer
+from atlantis.records import Example
+from atlantis.store import digest_json
+
+_MOST_LABELS = 200
+
+
+class Inputs:
+    """Data and models of a recipe. Building it reads the data and finds the models.
+
+    Raises:
+        InputError: The data or the models of the recipe are not usable.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.splits = load_splits(config.data)
+        self.completions = {
+            label: config.data.completion.format(label=label) for label in self.splits.labels.names
+        }
+        if len(self.splits.labels.names) > _MOST_LABELS:
+            raise ConfigError(
+                f"data: {len(self.splits.labels.names)} different completions; a recipe compares "
+                f"arms on a closed set of at most {_MOST_LABELS} labels"
+            )
+        names = [config.models.large, config.models.small, config.reference.model]
+        self.fingerprints = {name: fingerprint_model(name) for name in names if name is not None}
+        for name in self.fingerprints:
+            check_decoder_only(name)
+        self._refuse_long_test_rows()
+
+    def rows(self, which: str) -> tuple[Example, ...]:
+        """Rows that an arm trains on.
+
+        Raises:
+            ConfigError: Those with a right label are asked for, and none is known.
+        """
+        if which == "train+trusted":
+            return (*self.splits.train, *self.splits.trusted)
+        if which == "train":
+            return self.splits.train
+        right = tuple(row for row in self.splits.train if row.label == row.gold_label)
+        if not right:
+            raise ConfigError("rows: right needs true labels of the training rows; drop that arm")
+        return right
+
+    def too_long(self, rows: Sequence[Example]) -> list[str]:
+        """Ids of rows that no label fits after."""
+        longest = max(
+            self.completions.values(), key=lambda text: len(self._tokenizer(text).input_ids)
+        )
+        pairs = [Example(row.example_id, row.prompt, longest) for row in rows]
+        limit = self.config.scoring.max_length
+        return [
+            row.example_id
+            for row in tokenize(pairs, self._tokenizer, max_length=limit)
+            if row.status == "too_long"
+        ]
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.config.models.large)
+
+    def _refuse_long_test_rows(self) -> None:
+        """Every test row has to be answered, so that one over the limit is found at once."""
+        too_long = self.too_long((*self.splits.test, *self.splits.heldout))
+        if too_long:
+            raise DataError(
+                f"test row {too_long[0]!r} and {len(too_long) - 1} more are longer than "
+                f"scoring.max_length {self.config.scoring.max_length} with their longest label; "
+                "raise it"
+            )
+
+
+@lru_cache(maxsize=32)  # many stages depend on the same rows
+def digest_rows(rows: tuple[Example, ...]) -> str:
+    """Digest of everything in some rows."""
+    return digest_json([asdict(row) for row in rows])
+
+
+def versions(code: int) -> dict[str, Any]:
+    """Versions that numbers depend on, ours among them."""
+    return {
+        "code": code,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

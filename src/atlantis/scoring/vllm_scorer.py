@@ -1,0 +1,236 @@
+"""Log-probabilities of completions from vLLM, in this process's own engine."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from importlib import import_module
+from multiprocessing import active_children
+from threading import Thread
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlantis.data.tokenization import TokenizedExample
+from atlantis.errors import ConfigError, ModelError, ResumableError
+from atlantis.models.loading import LoadingConfig
+from atlantis.records import TokenScores
+from atlantis.scoring.scorer import token_scores
+
+_WATCH_SECONDS = 1.0
+
+
+class _Path(Protocol):
+    """A way to get the log-probabilities of a prompt out of vLLM."""
+
+    def request(self, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Any]:
+        """Sampling parameters that ask for them."""
+        ...
+
+    def read(self, output: Any, ids: Sequence[int], positions: Sequence[int]) -> NDArray[Any]:
+        """The log-probabilities at the positions.
+
+        Raises:
+            ModelError: They are not there.
+        """
+        ...
+
+
+class FixedTokens:
+    """``prompt_logprob_token_ids``: the head runs on the scored rows only, in chunks.
+
+    vLLM 0.32 and later with its V2 model runner (a GPU and Triton). The answer is one array.
+    """
+
+    name = "prompt_logprob_token_ids"
+
+    def request(self, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Any]:
+        # vLLM wants one row for each token after `start`, those between two turns too.
+        start = positions[0] - 1
+        return {
+            "prompt_logprob_token_ids": [[token] for token in ids[start + 1 :]],
+            "prompt_logprob_start": start,
+        }
+
+    def read(self, output: Any, ids: Sequence[int], positions: Sequence[int]) -> NDArray[Any]:
+        found: Any = output.prompt_token_id_logprobs
+        if found is None or np.shape(found) != (len(ids) - positions[0], 1):
+            raise ModelError("vLLM returned no prompt_token_id_logprobs for a row")
+        return np.asarray(found)[np.array(positions) - positions[0], 0]
+
+
+class AllTokens:
+    """``prompt_logprobs``: the whole prompt, as a dictionary of objects for each token.
+
+    Every version and device has it. It is slower, and each number comes with its token id.
+    """
+
+    name = "prompt_logprobs"
+
+    def request(self, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Any]:
+        return {"prompt_logprobs": 0}
+
+    def read(self, output: Any, ids: Sequence[int], positions: Sequence[int]) -> NDArray[Any]:
+        found: Any = output.prompt_logprobs
+        if found is None or any(ids[position] not in found[position] for position in positions):
+            raise ModelError("vLLM returned prompt_logprobs of other tokens than those sent")
+        return np.array([found[position][ids[position]].logprob for position in positions])
+
+
+class VllmScorer:
+    """Scores batches of tokenized rows with vLLM, which batches them in its own way.
+
+    Large batches are best: vLLM packs rows until the accelerator is full. Weights and activations
+    have the dtype of ``loading``; the vocabulary projection is float32, as in `TransformersScorer`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        loading: LoadingConfig,
+        score_end_of_turn: bool = False,
+        max_length: int,
+    ) -> None:
+        """Start the engine, and find the fastest path that it has.
+
+        Args:
+            model: Folder or Hub name of a causal language model.
+            loading: Its dtype. vLLM has its own attention, and takes the device that it was
+                built for; ``CUDA_VISIBLE_DEVICES`` chooses one of several.
+            score_end_of_turn: Whether end-of-turn tokens count.
+            max_length: Most tokens of a row. vLLM always generates one more, so that the model's
+                context must be longer than this.
+
+        Raises:
+            ConfigError: vLLM is not installed, or does not have what ``loading`` asks for.
+            ModelError: vLLM cannot load the model.
+        """
+        vllm = _import_vllm()
+        _check_loading(loading)
+        self._score_end_of_turn = score_end_of_turn
+        self._sampling: Any = vllm.SamplingParams
+        self._errors: Any = import_module("vllm.exceptions")
+        others = active_children()
+        self._engine: Any = _start(vllm, model, loading, max_length)
+        self._processes = [child for child in active_children() if child not in others]
+        self.path: FixedTokens | AllTokens = self._find_path()
+        """How log-probabilities are asked for."""
+
+    def score(self, batch: Sequence[TokenizedExample]) -> list[TokenScores]:
+        """Score rows with status ``ok``, in their order.
+
+        Raises:
+            ModelError: The rows are those of an encoder-decoder or of another tokenizer, or vLLM
+                left out numbers.
+            ResumableError: The engine stopped.
+        """
+        if any(row.encoder_ids for row in batch):
+            raise ModelError("vLLM scores decoder-only models; use transformers")
+        positions = [row.scored_positions(end_of_turn=self._score_end_of_turn) for row in batch]
+        # Nothing after the last scored token has a say.
+        ids = [row.input_ids[: p[-1] + 1] for row, p in zip(batch, positions, strict=True)]
+        self._check_ids(ids)
+        logprobs = self._logprobs(self.path, ids, positions)
+        return [token_scores(row, values) for row, values in zip(batch, logprobs, strict=True)]
+
+    def _find_path(self) -> FixedTokens | AllTokens:
+        try:
+            self._logprobs(FixedTokens(), [(0, 1, 2)], [(1, 2)])
+        except ModelError:
+            return AllTokens()
+        return FixedTokens()
+
+    def _logprobs(
+        self, path: _Path, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
+    ) -> list[NDArray[Any]]:
+        pairs = list(zip(rows, positions, strict=True))
+        outputs = self._generate(rows, [path.request(ids, chosen) for ids, chosen in pairs])
+        return [
+            path.read(output, ids, chosen)
+            for output, (ids, chosen) in zip(outputs, pairs, strict=True)
+        ]
+
+    def _generate(
+        self, rows: Sequence[Sequence[int]], requests: Sequence[dict[str, Any]]
+    ) -> list[Any]:
+        """One token for each row, which is the least that vLLM does."""
+        common = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+        prompts = [{"prompt_token_ids": list(ids)} for ids in rows]
+        parameters = [self._sampling(**common, **request) for request in requests]
+        try:
+            return self._watched(lambda: self._engine.generate(prompts, parameters, use_tqdm=False))
+        except self._errors.VLLMClientError as error:
+            raise ModelError(f"vLLM refuses a row: {error}") from None
+        except self._errors.VLLMServerError as error:
+            raise ResumableError(f"vLLM's engine stopped ({error})") from None
+
+    def _watched(self, generate: Callable[[], list[Any]]) -> list[Any]:
+        """Call vLLM, and stop waiting if its engine process is gone.
+
+        vLLM 0.32 waits forever for one that was killed, as by the system when memory ends.
+        """
+        answer: Future[list[Any]] = Future()
+        Thread(target=_resolve, args=(answer, generate), daemon=True).start()
+        while not wait([answer], timeout=_WATCH_SECONDS).done:
+            if not all(process.is_alive() for process in self._processes):
+                raise ResumableError("vLLM's engine process was killed; was there enough memory?")
+        return answer.result()
+
+    def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
+        """An id that the model does not have stops the engine, or reads a row of zeros."""
+        largest = max((max(ids) for ids in rows), default=0)
+        size: int = self._engine.model_config.get_vocab_size()
+        if largest >= size:
+            raise ModelError(
+                f"token id {largest} is not in the model's vocabulary of {size}; the tokenizer "
+                "belongs to another model"
+            )
+
+
+def _resolve(answer: Future[list[Any]], call: Callable[[], list[Any]]) -> None:
+    try:
+        answer.set_result(call())
+    except BaseException as error:  # raised again where the answer is read
+        answer.set_exception(error)
+
+
+def _import_vllm() -> Any:
+    # vLLM writes its log to stdout unless told before the import; ours carries results.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    try:
+        return import_module("vllm")
+    except ImportError as error:
+        raise ConfigError(
+            f"scoring with vLLM needs vLLM ({error}); install it in an environment of its own: "
+            "pip install 'atlantis-sft[vllm]'"
+        ) from None
+
+
+def _check_loading(loading: LoadingConfig) -> None:
+    """An option that vLLM would ignore is an error."""
+    if loading.attention != "auto":
+        raise ConfigError(f"attention {loading.attention}: vLLM chooses its own; leave it at auto")
+    platform: str = import_module("vllm.platforms").current_platform.device_type
+    if loading.device not in ("auto", platform):
+        raise ConfigError(
+            f"device {loading.device}: this vLLM runs on {platform}; choose auto, and one of "
+            "several GPUs with CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _start(vllm: Any, model: str, loading: LoadingConfig, max_length: int) -> Any:
+    try:
+        return vllm.LLM(
+            model=model,
+            dtype=loading.dtype,
+            max_model_len=max_length + 1,
+            logprobs_mode="raw_logprobs",
+            hf_overrides={"head_dtype": "float32"},
+            enable_prefix_caching=False,  # vLLM cannot use it for log-probabilities of a prompt
+            enforce_eager=True,  # one token is generated per row: no decoding to speed up
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{model}: vLLM cannot load it ({' '.join(lines)[:300]})") from None

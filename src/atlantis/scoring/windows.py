@@ -1,0 +1,188 @@
+"""One window of rows after the other: tokenized ahead, scored by batches, written behind.
+
+A window is a fixed run of rows and becomes one part of the store, so that memory does not grow with
+the data and the parts do not depend on where a run stopped. Its batches are journalled as they are
+done.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import get_context
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from atlantis.data.rendering import ChatTemplate
+from atlantis.data.tokenization import TokenizedExample, Truncation, tokenize, tokenize_pairs
+from atlantis.errors import DataError
+from atlantis.progress import progress_bar
+from atlantis.records import Row
+from atlantis.scoring.backends import OpenScorer
+from atlantis.scoring.batching import make_batches, score_what_fits
+from atlantis.scoring.scorer import Scorer, unscored
+from atlantis.store import SCORE_SCHEMA, ScoreStore, score_table
+
+ROWS_PER_PART = 8192
+"""Rows that are sorted by length together, and that one file of the store holds."""
+
+
+class Tokenizing(NamedTuple):
+    """Everything that turns rows into ids; another process can have it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    max_length: int
+    truncation: Truncation
+    decoder_start: int | None
+    """The decoder's first token, where the model is an encoder-decoder."""
+
+    def __call__(self, rows: Sequence[Row]) -> list[TokenizedExample]:
+        """Tokenize rows for the model."""
+        if self.decoder_start is None:
+            return tokenize(
+                rows,
+                self.tokenizer,
+                max_length=self.max_length,
+                truncation=self.truncation,
+                template=self.template,
+            )
+        return tokenize_pairs(
+            rows,
+            self.tokenizer,
+            start_token=self.decoder_start,
+            max_length=self.max_length,
+            truncation=self.truncation,
+            template=self.template,
+        )
+
+
+def score_windows(
+    store: ScoreStore,
+    examples: Iterable[Row],
+    tokenizing: Tokenizing,
+    open_scorer: Callable[[Sequence[TokenizedExample]], OpenScorer],
+    *,
+    token_budget: int | Literal["auto"],
+    num_rows: int,
+    workers: int,
+) -> None:
+    """Score every part that the store lacks, and declare the store complete.
+
+    Args:
+        store: A store that was started.
+        examples: All rows, in the same order every time.
+        tokenizing: What turns them into ids.
+        open_scorer: Loads the model; called with the first rows to score.
+        token_budget: Padded tokens of one batch; ``auto`` leaves it to the scorer.
+        num_rows: How many rows there are.
+        workers: Processes that tokenize ahead; 0 for a thread.
+
+    Raises:
+        DataError: There are more or fewer rows than ``num_rows``.
+    """
+    opened: OpenScorer | None = None
+    with _background(0) as writing, _background(workers) as ahead, progress_bar() as progress:
+        task = progress.add_task(f"score {store.folder.name}", total=num_rows)
+        written: Future[None] | None = None
+        for index, window in _windows_ahead(examples, store, tokenizing, ahead, num_rows=num_rows):
+            progress.update(task, completed=index * ROWS_PER_PART)
+            opened = opened or open_scorer(window)
+            table = _score_window(
+                store,
+                index,
+                window,
+                opened.scorer,
+                token_budget=opened.token_budget if token_budget == "auto" else token_budget,
+                advance=lambda rows: progress.advance(task, rows),
+            )
+            if written is not None:
+                written.result()  # one part waits to be written, never more
+            truncated = sum(row.is_truncated for row in window)
+            written = writing.submit(store.write_part, index, table, num_truncated=truncated)
+        if written is not None:
+            written.result()
+    store.finish()
+
+
+@contextmanager
+def _background(workers: int) -> Generator[Executor]:
+    """One thread, or processes of their own; what has not begun when the block ends is dropped."""
+    if workers:
+        # Not forked: the model's threads and the GPU do not survive that.
+        executor: Executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    else:
+        executor = ThreadPoolExecutor(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _windows_ahead(
+    examples: Iterable[Row],
+    store: ScoreStore,
+    tokenizing: Tokenizing,
+    executor: Executor,
+    *,
+    num_rows: int,
+) -> Iterator[tuple[int, list[TokenizedExample]]]:
+    """The tokenized windows that the store lacks; the next one is tokenized meanwhile."""
+    upcoming: tuple[int, Future[list[TokenizedExample]]] | None = None
+    seen = 0
+    for index, rows in enumerate(_windows(examples)):
+        seen += len(rows)
+        if store.has_part(index):
+            continue
+        submitted = (index, executor.submit(tokenizing, rows))
+        if upcoming is not None:
+            yield upcoming[0], upcoming[1].result()
+        upcoming = submitted
+    if upcoming is not None:
+        yield upcoming[0], upcoming[1].result()
+    if seen != num_rows:
+        raise DataError(f"the data changed while they were read: {num_rows:,} rows, then {seen:,}")
+
+
+def _windows(examples: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(examples)
+    while window := list(islice(rows, ROWS_PER_PART)):
+        yield window
+
+
+def _score_window(
+    store: ScoreStore,
+    index: int,
+    window: Sequence[TokenizedExample],
+    scorer: Scorer,
+    *,
+    token_budget: int,
+    advance: Callable[[int], None],
+) -> pa.Table:
+    """The scores of one window in the order of its rows; batches in its journal are not repeated.
+
+    The journal stays until the part is written.
+    """
+    scorable = [row for row in window if row.status == "ok"]
+    left_out = [unscored(row, row.status) for row in window if row.status != "ok"]
+    advance(len(left_out))
+    journal = store.journal(index)
+    tables = [score_table(left_out), *journal.read()]
+    done = {name for table in tables[1:] for name in table["example_id"].to_pylist()}
+    advance(len(done))
+    with journal:
+        lengths = [row.num_tokens for row in scorable]
+        for numbers in make_batches(lengths, token_budget=token_budget):
+            batch = [scorable[i] for i in numbers if scorable[i].example_id not in done]
+            if batch:
+                tables.append(score_table(score_what_fits(scorer, batch)))
+                journal.append(tables[-1])
+                advance(len(batch))
+    return _in_order(pa.concat_tables(tables), window)
+
+
+def _in_order(table: pa.Table, window: Sequence[TokenizedExample]) -> pa.Table:
+    place = {name: row for row, name in enumerate(table["example_id"].to_pylist())}
+    return table.take([place[row.example_id] for row in window]).cast(SCORE_SCHEMA)
