@@ -13,7 +13,8 @@ import atlantis
 ROOT = Path(atlantis.__file__).parent
 STAIRS = [
     ["errors", "recipes"],
-    ["journal", "progress", "records", "numerics", "validation"],
+    ["progress", "records", "numerics", "validation", "disk"],
+    ["journal"],
     ["store"],
     ["stages", "data"],
     ["models", "quickstart"],

@@ -7,12 +7,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from atlantis.config import RunConfig
+from atlantis.disk import read_json
 from atlantis.errors import ConfigError
 from atlantis.evaluation.separation import probe_rows
 from atlantis.pipeline import Pipeline, check
 from atlantis.pipeline.inputs import Inputs
 from atlantis.records import TokenScores
-from atlantis.store import ScoreStore, read_json, score_table
+from atlantis.store import ScoreStore, score_table
 from atlantis.weighting.schemes import DropLowest, Influence, WeightingConfig
 
 RELATIONS = ("Maker-Thing(e1,e2)", "Owner-Pet(e1,e2)", "Other")

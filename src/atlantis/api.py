@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from atlantis.data.sources import open_source
+from atlantis.disk import exclusive
 from atlantis.errors import ConfigError, DataError
 from atlantis.records import Example, Row
-from atlantis.store import ScoreStore, exclusive
+from atlantis.store import ScoreStore
 from atlantis.validation import validated
 
 if TYPE_CHECKING:

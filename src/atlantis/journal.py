@@ -5,7 +5,6 @@ or whose checksum differs, ends the journal: it and what follows is computed aga
 synced to disk here; a part under its final name is.
 """
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
+
+from atlantis.disk import write_all
 
 _HEADER = struct.Struct("<QI")
 
@@ -68,13 +69,6 @@ class Journal:
     def delete(self) -> None:
         """Remove the file; nothing happens where there is none."""
         self.path.unlink(missing_ok=True)
-
-
-def write_all(descriptor: int, content: bytes) -> None:
-    """Write everything: one call to the system may take a part only."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _records(content: bytes) -> Iterator[tuple[pa.Table, int]]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from atlantis.store import digest_json, sync_folder, write_json
+from atlantis.disk import digest_json, sync_folder, write_json
 
 DONE = "stage.json"
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from atlantis import api, journal
+from atlantis.disk import exclusive
 from atlantis.errors import ResumableError
 from atlantis.scoring import windows
 from atlantis.scoring.transformers_scorer import TransformersScorer
-from atlantis.store import ScoreStore, exclusive
+from atlantis.store import ScoreStore
 
 NUM_KILLS = 200
 BATCH = 4

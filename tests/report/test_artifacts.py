@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from atlantis.disk import write_json, write_table
 from atlantis.errors import DataError, StoreError
 from atlantis.report.artifacts import read_json, read_scores, read_train, read_weights
-from atlantis.store import write_json, write_table
 
 SCORES = {
     "example_id": ["b", "a", "c"],
@@ -97,8 +97,8 @@ def test_a_missing_file_or_column_is_refused_by_name(tmp_path):
     [
         (b"[1]", "expected a JSON object, found list"),
         (b'{"a": Infinity}', "Infinity is no JSON number"),
-        (b'{"a": "\xff"}', "no valid JSON"),
-        (b"{", "no valid JSON"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b"{", "not valid JSON"),
     ],
 )
 def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path, content, message):

@@ -210,7 +210,7 @@ def test_a_refused_report_leaves_the_old_one(experiment, tmp_path):
     inputs = experiment.inputs()
     before = report(inputs, tmp_path / "out")[0]
     inputs.comparison.write_text('{"arms": {}, "headline": "x"')
-    with pytest.raises(DataError, match=r"comparison\.json: no valid JSON"):
+    with pytest.raises(DataError, match=r"comparison\.json: not valid JSON"):
         run(inputs, tmp_path / "out")
     assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8") == before
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
@@ -223,7 +223,7 @@ def test_bad_artifacts_are_refused_by_name(experiment, tmp_path):
         with pytest.raises((DataError, StoreError), match=match):
             run(replace(inputs, **changes), tmp_path / "out")
 
-    refused("absent.json is missing", comparison=tmp_path / "absent.json")
+    refused("absent.json: no such file", comparison=tmp_path / "absent.json")
     nan = tmp_path / "nan.json"
     nan.write_text('{"mean": NaN}')
     refused("NaN is no JSON number", checks={0: nan})

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from atlantis.disk import read_table, write_table
 from atlantis.errors import StoreError, WeightError
 from atlantis.records import TokenScores
-from atlantis.store import ScoreStore, read_table, score_table, write_table
+from atlantis.store import ScoreStore, score_table
 from atlantis.weighting.diagnosis import refuse_uneven
 from atlantis.weighting.schemes import (
     PRESETS,

@@ -47,7 +47,7 @@ def evaluate(
     bootstrap interval over the test rows.
     """
     from atlantis.cli.label_task import read_label_task
-    from atlantis.store import read_json
+    from atlantis.disk import read_json
 
     task = read_label_task(data, labels=labels, negative=negative_label)
     asked = {
@@ -118,9 +118,9 @@ def _fingerprint(task: "LabelTask", model: str, settings: _Settings) -> dict[str
     import torch
     import transformers
 
+    from atlantis.disk import digest_json
     from atlantis.evaluation.stage import VERSION
     from atlantis.models.loading import fingerprint_model
-    from atlantis.store import digest_json
 
     return {
         "code": VERSION,
@@ -138,8 +138,8 @@ def _fingerprint(task: "LabelTask", model: str, settings: _Settings) -> dict[str
 
 def _add_intervals(folder: Path, task: "LabelTask", *, num_replicates: int) -> None:
     """Put each metric's bootstrap interval over the test rows into ``metrics.json``."""
+    from atlantis.disk import read_json, read_table, write_json
     from atlantis.evaluation.stage import true_label
-    from atlantis.store import read_json, read_table, write_json
 
     metrics = read_json(folder / "metrics.json")
     table = read_table(folder / "predictions.parquet")

@@ -5,15 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from atlantis.disk import exclusive, read_json, sync_folder, write_json
 from atlantis.errors import StoreError
-from atlantis.store import (
-    MANIFEST,
-    check_fingerprint,
-    exclusive,
-    read_json,
-    sync_folder,
-    write_json,
-)
+from atlantis.store import MANIFEST, check_fingerprint
 
 _LOCK = ".lock"
 

@@ -147,8 +147,8 @@ def _train(
     as_json: bool,
 ) -> None:
     from atlantis.cli.once import make_once
+    from atlantis.disk import read_json, write_json
     from atlantis.models.loading import LoadingConfig, check_decoder_only
-    from atlantis.store import read_json, write_json
     from atlantis.training import stage as training
     from atlantis.validation import validated
 
@@ -213,8 +213,8 @@ def _fingerprint(
     import transformers
     import trl
 
+    from atlantis.disk import digest_file
     from atlantis.models.loading import fingerprint_model
-    from atlantis.store import digest_file
     from atlantis.training.stage import VERSION
 
     return {
@@ -233,7 +233,7 @@ def _fingerprint(
 
 
 def _tell(out: Path, *, made: bool, as_json: bool) -> None:
-    from atlantis.store import read_json
+    from atlantis.disk import read_json
 
     record = read_json(out / "run.json")
     loss = record["loss"][-1][1] if record["loss"] else None

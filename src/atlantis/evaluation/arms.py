@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atlantis.disk import read_json, read_table
 from atlantis.evaluation.comparison import compare
 from atlantis.evaluation.relations import entity_type_baseline
 from atlantis.evaluation.stage import true_label
 from atlantis.records import Example, LabelSet
-from atlantis.store import read_json, read_table
 
 ENTITY_TYPES = "entity_types"
 """Pseudo-arm: a table from entity types to relations, where the data have types."""

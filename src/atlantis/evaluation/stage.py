@@ -9,12 +9,12 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlantis.data.tokenization import tokenize
+from atlantis.disk import write_json, write_table
 from atlantis.evaluation.relations import confusion, relation_metrics
 from atlantis.models.choices import OUTSIDE, score_choices
 from atlantis.models.generation import generate_greedily
 from atlantis.models.loading import LoadingConfig, load_model, load_tokenizer
 from atlantis.records import Example, LabelSet
-from atlantis.store import write_json, write_table
 
 VERSION = 1
 """Raised when a change of the code changes predictions."""

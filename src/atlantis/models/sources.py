@@ -13,9 +13,9 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from atlantis.disk import digest_file
 from atlantis.errors import ModelError
 from atlantis.models.settings import LoadingConfig
-from atlantis.store import digest_file
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

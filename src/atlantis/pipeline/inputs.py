@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from atlantis.config import RunConfig
 from atlantis.data.splits import load_splits
 from atlantis.data.tokenization import tokenize
+from atlantis.disk import digest_json
 from atlantis.errors import ConfigError, DataError
 from atlantis.models.loading import check_decoder_only, fingerprint_model, load_tokenizer
 from atlantis.records import Example
-from atlantis.store import digest_json
 
 _MOST_LABELS = 200
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from atlantis.disk import write_json, write_table
 from atlantis.evaluation.arms import compare_arms
 from atlantis.pipeline.arms import ArmStages
 from atlantis.pipeline.inputs import Inputs, digest_rows
@@ -14,7 +15,6 @@ from atlantis.pipeline.weighing import WeighingStages
 from atlantis.records import Example
 from atlantis.report import stage as reporting
 from atlantis.stages import Stage
-from atlantis.store import write_json, write_table
 
 _BySeed = Mapping[int, Stage]
 

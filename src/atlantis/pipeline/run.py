@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlantis.config import RunConfig
+from atlantis.disk import exclusive, read_json, write_bytes
 from atlantis.errors import ConfigError
 from atlantis.pipeline.arms import ArmStages
 from atlantis.pipeline.inputs import Inputs
 from atlantis.pipeline.results import ResultStages
 from atlantis.pipeline.weighing import WeighingStages
 from atlantis.stages import Stage, in_order
-from atlantis.store import exclusive, read_json, write_bytes
 
 _REPORT_FILES = ("report.html", "report.json")
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from atlantis.disk import read_json, write_json
 from atlantis.evaluation import stage as evaluation
 from atlantis.pipeline.check import check_weights
 from atlantis.pipeline.inputs import Inputs, digest_rows, versions
 from atlantis.pipeline.tuning import Tuning
 from atlantis.scoring import stage as scoring
 from atlantis.stages import Stage
-from atlantis.store import ScoreStore, read_json, write_json
+from atlantis.store import ScoreStore
 from atlantis.weighting import stage as weighting
 from atlantis.weighting.schemes import Shuffled, WeightingConfig
 

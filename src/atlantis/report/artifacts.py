@@ -1,17 +1,17 @@
 """Reads the files of earlier stages, and refuses what is missing or malformed by name."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from atlantis import disk
+from atlantis.disk import read_table
 from atlantis.errors import DataError, StoreError
-from atlantis.store import read_table
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -54,16 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is missing, is no JSON object, or holds NaN or an infinity.
     """
-
-    def refuse(constant: str) -> NoReturn:
-        raise DataError(f"{path}: {constant} is no JSON number; write null where there is none")
-
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; run the stage that writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: no valid JSON ({error})") from None
+    document = disk.read_json(path)
     if not isinstance(document, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(document).__name__}")
     return document

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from atlantis.disk import write_text
 from atlantis.report import tables
 from atlantis.report.artifacts import (
     ScoreTable,
@@ -27,7 +28,6 @@ from atlantis.report.distributions import (
 from atlantis.report.page import render
 from atlantis.report.verdict import verdict
 from atlantis.report.words import arm_title
-from atlantis.store import write_text
 
 VERSION = 1
 """Raised when a change of the code changes reports."""

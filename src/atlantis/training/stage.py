@@ -14,11 +14,11 @@ from transformers import PrinterCallback, TrainerCallback
 
 from atlantis.data.rendering import ChatTemplate, chat_template
 from atlantis.data.tokenization import Truncation, tokenize
+from atlantis.disk import write_json
 from atlantis.errors import DataError, ResumableError
 from atlantis.models.loading import LoadingConfig, load_model, load_tokenizer
 from atlantis.progress import progress_bar
 from atlantis.records import Row
-from atlantis.store import write_json
 from atlantis.training.collation import Normaliser
 from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from atlantis.disk import digest_json
 from atlantis.errors import WeightError
 from atlantis.numerics.importance import (
     Clipped,
@@ -18,7 +19,7 @@ from atlantis.numerics.importance import (
     pareto_smooth,
     temper,
 )
-from atlantis.store import ScoreStore, digest_json
+from atlantis.store import ScoreStore
 from atlantis.weighting.diagnosis import Groups, mean_weights, measures, warnings_of
 from atlantis.weighting.join import Joined, join
 from atlantis.weighting.ratios import Floats

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from atlantis.disk import read_json, read_table, write_json, write_table
 from atlantis.errors import WeightError
-from atlantis.store import read_json, read_table, write_json, write_table
 
 WEIGHTS_SCHEMA = pa.schema(
     [
