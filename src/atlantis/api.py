@@ -1,15 +1,14 @@
 """``score`` and ``weigh`` as Python functions: what the commands of the same name do."""
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from atlantis.data.sources import open_source
+from atlantis.data.sources import GivenRows, open_source
 from atlantis.disk import exclusive
 from atlantis.errors import ConfigError, DataError
-from atlantis.records import Example, Row
+from atlantis.records import Row
 from atlantis.store import ScoreStore
 from atlantis.validation import validated
 
@@ -207,20 +206,12 @@ def _backend(
 
 
 def _rows(data: _PathLike | Iterable[Row]) -> Iterable[Row]:
-    """Rows that can be iterated over again and again, their ids unique."""
+    """Rows that can be iterated over again and again, each of them checked."""
     if isinstance(data, str | os.PathLike):
         return open_source(os.fspath(data))
-    if not isinstance(data, Sequence):
-        return data
-    if not data:
-        raise DataError("no examples; give at least one")
-    twice = [name for name, count in Counter(row.example_id for row in data).items() if count > 1]
-    if twice:
-        raise DataError(f"id {twice[0]!r} occurs twice; give every example an id of its own")
-    for row in data:
-        if isinstance(row, Example) and not (row.prompt.strip() and row.completion.strip()):
-            raise DataError(f"example {row.example_id!r} has an empty prompt or completion")
-    return data
+    if iter(data) is data:
+        raise DataError("the rows can be iterated over once only; give a list, or a file")
+    return GivenRows(data)
 
 
 def _weighting_settings(scheme: str | Mapping[str, Any], alpha: float | None) -> dict[str, Any]:

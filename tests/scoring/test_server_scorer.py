@@ -68,6 +68,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, fault)
         else:
             status, answer = self.server.dialect(self.server, body)
+            if isinstance(fault, tuple):
+                status, fault = fault
             if fault is not None:
                 fault(answer)
             self.answer(status, answer)
@@ -255,6 +257,17 @@ def test_a_row_without_a_finite_number_is_nonfinite_and_the_others_are_not(serve
         first, second, third = scorer.score(rows[:3])
     assert (first.status, second.status, third.status) == ("ok", "nonfinite", "ok")
     assert second.token_logprobs is second.sequence_logprob is second.num_tokens is None
+
+
+def test_a_row_that_the_server_cannot_write_down_is_nonfinite(serve, rows):
+    def refuse(answer):
+        answer.clear()
+        answer["error"] = {"message": "Out of range float values are not JSON compliant"}
+
+    with serve() as server:
+        scorer = ServerScorer(server.url, "tiny", concurrency=1)
+        server.faults = [None, (400, refuse)]
+        assert [s.status for s in scorer.score(rows[:3])] == ["ok", "nonfinite", "ok"]
 
 
 def drop_one(answer):

@@ -5,7 +5,8 @@ for the id of each.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -17,7 +18,7 @@ from atlantis.data.files import LocatedObject
 from atlantis.data.ids import SeenIds, id_digest
 from atlantis.data.tables import read_parquet
 from atlantis.errors import DataError
-from atlantis.records import Row
+from atlantis.records import Example, Row
 
 _SPLIT = re.compile(r"(train|test|valid|validation|val|dev|eval)(?![a-z])")
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -74,6 +75,46 @@ class Source:
                         f"twice so far: {len(suspects)}); remove one row or give it an "
                         "`example_id` of its own (without one, the id follows from the content)"
                     )
+
+
+@dataclass(frozen=True, slots=True)
+class GivenRows:
+    """Rows made in Python, held to what a file's rows are held to."""
+
+    rows: Iterable[Row]
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows in order.
+
+        Raises:
+            DataError: An id stands there twice, a text is empty or cannot be written as UTF-8, or
+                there is no row.
+        """
+        seen, is_empty = SeenIds(), True
+        for row in self.rows:
+            is_empty = False
+            where = f"example {row.example_id!r}"
+            files.as_text(row.example_id, f"{where}: id")
+            if isinstance(row, Example):
+                files.as_text(row.prompt, f"{where}: prompt")
+                files.as_text(row.completion, f"{where}: completion")
+            elif not row.learnt:
+                raise DataError(f"{where}: no turn is learnt; name one in `learnt`")
+            self._refuse_repeated(seen.add(row.example_id))
+            yield row
+        self._refuse_repeated(seen.repeated())
+        if is_empty:
+            raise DataError("no examples; give at least one")
+
+    def _refuse_repeated(self, suspects: set[int]) -> None:
+        counts = Counter(
+            row.example_id
+            for row in self.rows
+            if suspects and id_digest(row.example_id) in suspects
+        )
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise DataError(f"id {twice[0]!r} occurs twice; give every example an id of its own")
 
 
 def open_source(data: str) -> Source:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from atlantis.data.tokenization import TokenizedExample
 from atlantis.errors import ConfigError, ModelError, ResumableError
 from atlantis.records import TokenScores
-from atlantis.scoring.scorer import token_scores
+from atlantis.scoring.scorer import token_scores, unscored
 
 _PROBE = (0, 1, 2)
 """Ids that every vocabulary has, different from each other."""
@@ -31,10 +31,16 @@ _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
 _FLOOR = -9999.0
 """What vLLM's server writes for a log-probability of minus infinity, which JSON cannot hold."""
+_NOT_A_NUMBER = "not JSON compliant"
+"""From the message of Python's JSON writer about a NaN; vLLM's server sends it with a 400."""
 
 
 class _UnusableError(Exception):
     """The server does not know a form of request, or its answer lacks what is needed."""
+
+
+class _NonfiniteError(_UnusableError):
+    """The server has an answer, and cannot write it down because a number in it is not finite."""
 
 
 class _PassingError(Exception):
@@ -176,6 +182,8 @@ class ServerScorer:
         ids = row.input_ids[: positions[-1] + 1]  # nothing after it has a say
         try:
             return token_scores(row, self._ask(self.form, ids, positions))
+        except _NonfiniteError:
+            return unscored(row, "nonfinite")
         except _UnusableError as error:
             raise ModelError(f"{self._url}: row {row.example_id}: {error}") from None
         except ResumableError as error:
@@ -233,6 +241,8 @@ class ServerScorer:
     def _refusal(self, error: HTTPError) -> Exception:
         """What a status other than 200 means: try again, try another form, or give up."""
         reason = f"HTTP {error.code}: {_said(error)}"
+        if _NOT_A_NUMBER in reason:
+            return _NonfiniteError(reason)
         if error.code == 429 or error.code >= 500:
             return _PassingError(reason, wait_seconds=_retry_after(error))
         if error.code in (400, 422):

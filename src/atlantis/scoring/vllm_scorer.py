@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib import import_module
 from multiprocessing import active_children
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,13 +106,13 @@ class VllmScorer:
             ConfigError: vLLM is not installed, or does not have what ``loading`` asks for.
             ModelError: vLLM cannot load the model.
         """
-        vllm = _import_vllm()
-        _check_loading(loading)
+        with ThreadPoolExecutor(1) as pool:  # vLLM keeps frames of its import, with what they hold
+            vllm = pool.submit(_import_vllm).result()
+        _check_loading(loading, vllm.device)
         self._score_end_of_turn = score_end_of_turn
-        self._sampling: Any = vllm.SamplingParams
-        self._errors: Any = import_module("vllm.exceptions")
+        self._vllm = vllm
         others = active_children()
-        self._engine: Any = _start(vllm, model, loading, max_length)
+        self._engine = _start(vllm, model, loading, max_length)
         self._processes = [child for child in active_children() if child not in others]
         self.path: FixedTokens | AllTokens = self._find_path()
         """How log-probabilities are asked for."""
@@ -131,8 +131,27 @@ class VllmScorer:
         # Nothing after the last scored token has a say.
         ids = [row.input_ids[: p[-1] + 1] for row, p in zip(batch, positions, strict=True)]
         self._check_ids(ids)
-        logprobs = self._logprobs(self.path, ids, positions)
+        logprobs = self._finite_logprobs(ids, positions)
         return [token_scores(row, values) for row, values in zip(batch, logprobs, strict=True)]
+
+    def _finite_logprobs(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
+    ) -> list[NDArray[Any]]:
+        """Ask again for what is not finite, as long as that helps.
+
+        A NaN stays in the block of memory that its row had, and spoils each shorter row that gets
+        the block later (vLLM 0.32 on a CPU). In another block that row is as it should be.
+        """
+        found = self._logprobs(self.path, rows, positions)
+        while True:
+            spoilt = [n for n, values in enumerate(found) if not np.isfinite(values).all()]
+            again = self._logprobs(
+                self.path, [rows[n] for n in spoilt], [positions[n] for n in spoilt]
+            )
+            if not any(np.isfinite(values).all() for values in again):
+                return found
+            for n, values in zip(spoilt, again, strict=True):
+                found[n] = values
 
     def _find_path(self) -> FixedTokens | AllTokens:
         try:
@@ -157,12 +176,12 @@ class VllmScorer:
         """One token for each row, which is the least that vLLM does."""
         common = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
         prompts = [{"prompt_token_ids": list(ids)} for ids in rows]
-        parameters = [self._sampling(**common, **request) for request in requests]
+        parameters = [self._vllm.sampling(**common, **request) for request in requests]
         try:
             return self._watched(lambda: self._engine.generate(prompts, parameters, use_tqdm=False))
-        except self._errors.VLLMClientError as error:
+        except self._vllm.refusal as error:
             raise ModelError(f"vLLM refuses a row: {error}") from None
-        except self._errors.VLLMServerError as error:
+        except self._vllm.failure as error:
             raise ResumableError(f"vLLM's engine stopped ({error})") from None
 
     def _watched(self, generate: Callable[[], list[Any]]) -> list[Any]:
@@ -195,34 +214,53 @@ def _resolve(answer: Future[list[Any]], call: Callable[[], list[Any]]) -> None:
         answer.set_exception(error)
 
 
-def _import_vllm() -> Any:
+class _Vllm(NamedTuple):
+    """What is used of vLLM."""
+
+    engine: Any
+    sampling: Any
+    refusal: type[Exception]
+    failure: type[Exception]
+    device: str
+    """The device type that it was built for."""
+
+
+def _import_vllm() -> _Vllm:
     # vLLM writes its log to stdout unless told before the import; ours carries results.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     try:
-        return import_module("vllm")
+        vllm: Any = import_module("vllm")
+        errors: Any = import_module("vllm.exceptions")
+        platform: Any = import_module("vllm.platforms").current_platform
     except ImportError as error:
         raise ConfigError(
             f"scoring with vLLM needs vLLM ({error}); install it in an environment of its own: "
             "pip install 'atlantis-sft[vllm]'"
         ) from None
+    return _Vllm(
+        vllm.LLM,
+        vllm.SamplingParams,
+        errors.VLLMClientError,
+        errors.VLLMServerError,
+        platform.device_type,
+    )
 
 
-def _check_loading(loading: LoadingConfig) -> None:
+def _check_loading(loading: LoadingConfig, built_for: str) -> None:
     """An option that vLLM would ignore is an error."""
     if loading.attention != "auto":
         raise ConfigError(f"attention {loading.attention}: vLLM chooses its own; leave it at auto")
-    platform: str = import_module("vllm.platforms").current_platform.device_type
-    if loading.device not in ("auto", platform):
+    if loading.device not in ("auto", built_for):
         raise ConfigError(
-            f"device {loading.device}: this vLLM runs on {platform}; choose auto, and one of "
+            f"device {loading.device}: this vLLM runs on {built_for}; choose auto, and one of "
             "several GPUs with CUDA_VISIBLE_DEVICES"
         )
 
 
-def _start(vllm: Any, model: str, loading: LoadingConfig, max_length: int) -> Any:
+def _start(vllm: _Vllm, model: str, loading: LoadingConfig, max_length: int) -> Any:
     try:
-        return vllm.LLM(
+        return vllm.engine(
             model=model,
             dtype=loading.dtype,
             max_model_len=max_length + 1,
