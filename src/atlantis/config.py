@@ -37,7 +37,17 @@ class ModelsConfig(_Config):
     small: str
     """The small base model, of the same tokenizer."""
     loading: LoadingConfig = LoadingConfig()
-    """How models are put into memory."""
+    """How models are put into memory; the same for all of them."""
+
+    @model_validator(mode="after")
+    def _loading_suits_all_models(self) -> Self:
+        for name in ("revision", "adapter", "quantization"):
+            if getattr(self.loading, name) is not None:
+                raise ValueError(
+                    f"loading.{name} would hold for every model, the trained one too; it is an "
+                    "option of 'atlantis score' only"
+                )
+        return self
 
 
 def _family(value: Any) -> Any:

@@ -241,7 +241,7 @@ ROWS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=10_000 if os.environ.get("ATLANTIS_LONG") else 60)
+@settings(deadline=None, max_examples=10_000 if os.environ.get("ATLANTIS_HYPOTHESIS") == "long" else 25)
 @given(rows=st.lists(ROWS, min_size=1, max_size=4), cut=st.booleans())
 def test_no_row_gives_a_traceback(rows, cut, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")

@@ -129,7 +129,8 @@ def chance_report(
 
 
 def _within_label(diagnostics: Mapping[str, Any]) -> bool:
-    return diagnostics.get("scheme", {}).get("normalise_within") == "label"
+    config = diagnostics.get("scheme", {})
+    return "label" in (config.get("normalise_within"), config.get("scheme", {}).get("within"))
 
 
 def estimated_label_accuracy(agreement: float, accuracy: float, num_labels: int) -> float | None:
