@@ -1,16 +1,20 @@
 # `make demo` and `make test` are the two commands of the README; each makes the environment it needs.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN = $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-vllm check bench clean
 
 demo: $(VENV)/.package
 	$(BIN)/atlantis quickstart
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+test-vllm: $(VLLM_VENV)/.ready
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/pytest -q -W default tests/vllm
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks
@@ -33,4 +37,12 @@ $(VENV)/.package: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.package
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+# vLLM has an environment of its own (constraints-vllm.txt says why).
+$(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install -q -c constraints-vllm.txt torch
+	$(VLLM_VENV)/bin/pip install -q --no-deps -r constraints-vllm.txt
+	$(VLLM_VENV)/bin/pip install -q -c constraints-vllm.txt -e '.[dev]'
 	touch $@

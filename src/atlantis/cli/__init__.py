@@ -13,6 +13,7 @@ import typer
 from atlantis.cli.doctor import doctor
 from atlantis.cli.evaluate import evaluate
 from atlantis.cli.exits import exit_codes
+from atlantis.cli.export import export
 from atlantis.cli.output import put
 from atlantis.cli.recipes import quickstart, recipes, report, run
 from atlantis.cli.score import score
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's panels cut long option names on a narrow terminal
     pretty_exceptions_enable=False,
 )
-for command in (run, quickstart, report, score, weigh, train, evaluate, recipes, doctor):
+for command in (run, quickstart, report, score, weigh, train, export, evaluate, recipes, doctor):
     app.command()(command)
 
 

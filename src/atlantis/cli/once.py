@@ -12,7 +12,13 @@ from atlantis.store import MANIFEST, check_fingerprint
 _LOCK = ".lock"
 
 
-def make_once(out: Path, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> bool:
+def make_once(
+    out: Path,
+    fingerprint: Mapping[str, Any],
+    work: Callable[[Path], None],
+    *,
+    resumable: bool = False,
+) -> bool:
     """Let ``work`` fill the folder ``out``, unless the same result is there already.
 
     It is filled beside its place, as ``out.partial``, and renamed when it is whole.
@@ -21,6 +27,8 @@ def make_once(out: Path, fingerprint: Mapping[str, Any], work: Callable[[Path], 
         out: Where the result goes.
         fingerprint: All that the result depends on, JSON; kept in ``out/manifest.json``.
         work: Fills the folder that it is given.
+        resumable: Whether ``work`` goes on from what a killed run left in the folder, after it has
+            seen to it that it is the same work.
 
     Returns:
         Whether anything had to be done.
@@ -33,7 +41,8 @@ def make_once(out: Path, fingerprint: Mapping[str, Any], work: Callable[[Path], 
         return False
     partial = out.with_name(f"{out.name}.partial")
     with exclusive(partial):
-        _clear(partial)
+        if not resumable:
+            _clear(partial)
         work(partial)
         write_json(partial / MANIFEST, {"complete": True, "fingerprint": dict(fingerprint)})
         partial.rename(out)

@@ -67,6 +67,12 @@ def train(
         str | None,
         typer.Option(help="Modules with an adapter, comma-separated; by default all-linear."),
     ] = None,
+    checkpoint_steps: Annotated[
+        str,
+        typer.Option(
+            help="Steps between checkpoints, or never; by default a tenth of all, at least 50."
+        ),
+    ] = "auto",
     max_length: MaxLength = 1024,
     truncation: Truncation = "drop",
     chat_template: ChatTemplate = None,
@@ -78,7 +84,8 @@ def train(
 ) -> None:
     """Fine-tune a model on weighted examples.
 
-    A checkpoint that was made from the same inputs already is left alone.
+    The same command goes on where it was stopped. What was made from the same inputs already is
+    left alone.
     """
     lora = _lora(lora_r, lora_alpha, lora_dropout, lora_target_modules)
     settings = {
@@ -96,6 +103,7 @@ def train(
         "bf16": bf16,
         "activation_checkpointing": activation_checkpointing,
         "lora": lora,
+        "checkpoint_steps": checkpoint_steps,
     }
     rows = _Rows(data, weights, max_length, _truncation(truncation), chat_template)
     _train(rows, model, out, settings, seed=seed, force=force, as_json=as_json)
@@ -177,7 +185,7 @@ def _train(
         record["left_out"] |= weighted.left_out
         write_json(folder / "run.json", record)
 
-    made = make_once(out, fingerprint, work)
+    made = make_once(out, fingerprint, work, resumable=True)
     _tell(out, made=made, as_json=as_json)
 
 
@@ -222,7 +230,7 @@ def _fingerprint(
         "model": fingerprint_model(model),
         "rendered_text": reading.digest.rendered_text,
         "weights": None if rows.weights is None else digest_file(rows.weights),
-        "training": config.model_dump(mode="json"),
+        "training": config.settings,
         "max_length": rows.max_length,
         "truncation": rows.truncation,
         "seed": seed,

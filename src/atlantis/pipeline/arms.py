@@ -45,7 +45,8 @@ class ArmStages:
 
         inputs = () if weights is None else (weights,)
         name = f"train-{arm}-seed{seed}"
-        return Stage(self._root, name, tuning.settings | {"steps": steps}, inputs, work)
+        settings = tuning.settings | {"steps": steps}
+        return Stage(self._root, name, settings, inputs, work, resumable=True)
 
     def evaluated(self, arm: str, seed: int) -> Stage:
         """Predictions and metrics of one checkpoint on the test rows."""

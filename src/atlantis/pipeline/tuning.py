@@ -28,7 +28,7 @@ class Tuning(NamedTuple):
         recipe = self.inputs.config
         return {
             "model": self.inputs.fingerprints[self.model],
-            "training": self.config.model_dump(mode="json"),
+            "training": self.config.settings,
             "loading": recipe.models.loading.model_dump(),
             "max_length": recipe.scoring.max_length,
             "truncation": recipe.scoring.truncation,

@@ -36,7 +36,8 @@ class WeighingStages:
         def work(folder: Path) -> None:
             tuning.run(None, folder)
 
-        return Stage(self._root, f"reference-seed{seed}", tuning.settings, (), work)
+        name = f"reference-seed{seed}"
+        return Stage(self._root, name, tuning.settings, (), work, resumable=True)
 
     def scores(self, role: str, seed: int) -> Stage:
         """Scores of the training rows under one model; only a reference made here has seeds."""

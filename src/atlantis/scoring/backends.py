@@ -128,9 +128,9 @@ class ServerBackend:
     parity_rows: int = PARITY_ROWS
 
     def fingerprint(self, model: ModelToScore) -> dict[str, Any]:
-        """The local copy of the model, the address, and the name there."""
-        server = {"base_url": self.base_url, "served_model": self.served_model or model.name}
-        return TransformersBackend().fingerprint(model) | {"server": server}
+        """The local copy of the model, and its name there; not the address, which may change."""
+        served = {"served_model": self.served_model or model.name}
+        return TransformersBackend().fingerprint(model) | served
 
     def open(self, model: ModelToScore, rows: Sequence[TokenizedExample]) -> OpenScorer:
         """Ask the server once, and compare a few rows.

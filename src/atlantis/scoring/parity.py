@@ -37,12 +37,12 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
 )
 """By the dtype of weights and activations; both back ends have the same one.
 
-float32: another order of summation; a token was 2e-6 off at most between vLLM and transformers. The
-bound leaves room for depth, and a wrong model or a shift by one token is off by whole nats.
-bfloat16 keeps 8 bits, so that kernels which sum in another order differ by one part in 256 of a
-logit in each layer. That is up to about half a nat for a token with log-probability -20, while the
-mean stays near 0.01: here the mean finds what is wrong, and the maximum only a token that is far
-off. float16 keeps 11 bits.
+Measured between vLLM 0.32 and transformers on a CPU, a Qwen2 of 2 layers, 1,007 tokens: float32 at
+most 5e-6; bfloat16 0.005 on average and 0.04 at most, although both had a float32 head. bfloat16
+keeps 8 bits, so that kernels which sum in another order differ by up to one part in 256 in each
+layer. The bounds leave room for deep models and unlikely tokens. Another model or a shift by one
+token is off by whole nats on average, so that the mean finds it in every dtype; the maximum finds
+the single wrong token, in bfloat16 only one that is far off. float16 keeps 11 bits; not measured.
 """
 
 

@@ -1,29 +1,48 @@
 """Fine-tune a model on examples with weights; writes a Hugging Face checkpoint and ``run.json``."""
 
+import logging
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import accelerate
 import datasets
+import peft
+import torch
+import transformers
+import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from transformers import PrinterCallback, TrainerCallback
 
-from atlantis.data.rendering import ChatTemplate, chat_template
+from atlantis.data.rendering import ChatTemplate, chat_template, digest_rows
 from atlantis.data.tokenization import Truncation, tokenize
-from atlantis.disk import write_json
-from atlantis.errors import DataError, ResumableError
-from atlantis.models.loading import LoadingConfig, load_model, load_tokenizer
+from atlantis.disk import digest_json, read_json, write_json
+from atlantis.errors import DataError
+from atlantis.models.loading import LoadingConfig, fingerprint_model, load_model, load_tokenizer
 from atlantis.progress import progress_bar
 from atlantis.records import Row
+from atlantis.store import check_fingerprint
+from atlantis.training import checkpoints
 from atlantis.training.collation import Normaliser
+from atlantis.training.resuming import (
+    CheckpointCallback,
+    Checkpointing,
+    saving,
+    signals_wait,
+)
 from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
 
 VERSION = 1
 """Raised when a change of the code changes trained models."""
+_FEWEST_STEPS = 50
+"""Between checkpoints, unless told: where a tenth of the training is over in seconds."""
+RECORD = "run.json"
+
+_log = logging.getLogger(__name__)
 
 
 class LoraSettings(BaseModel):
@@ -76,6 +95,23 @@ class TrainingConfig(BaseModel):
     """Recompute activations in the backward pass: less memory, slower."""
     lora: LoraSettings | None = None
     """Train adapters only; they are merged into the saved model."""
+    checkpoint_steps: PositiveInt | Literal["auto", "never"] = "auto"
+    """Steps between checkpoints, from which a killed training goes on; by default a tenth of all,
+    and at least 50. They change nothing in the trained model, and are deleted with the last step.
+    """
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a trained model depends on, JSON."""
+        return self.model_dump(mode="json", exclude={"checkpoint_steps"})
+
+    def steps_between_checkpoints(self, num_steps: int) -> int | None:
+        """Every how many of so many steps a checkpoint is due; None for never."""
+        if self.checkpoint_steps == "never":
+            return None
+        if self.checkpoint_steps == "auto":
+            return max(_FEWEST_STEPS, math.ceil(num_steps / 10))
+        return self.checkpoint_steps
 
     def num_steps(self, num_rows: int) -> int:
         """Optimizer steps that the epochs take over so many rows on one device."""
@@ -96,13 +132,17 @@ def run(
     seed: int,
     num_steps: int | None = None,
 ) -> None:
-    """Fine-tune ``model`` into the folder ``out``.
+    """Fine-tune ``model`` into the folder ``out``, or go on where a killed run stopped.
+
+    Going on gives the bytes of a run without a stop. A first SIGINT or SIGTERM saves a checkpoint
+    at the end of the step before it takes effect.
 
     Args:
         examples: Training rows.
         weights: Weight of each row by id; None for ones. A row with weight zero is left out.
         model: Folder or Hub name of a causal language model.
-        out: Folder of the checkpoint; ``run.json`` beside it says what was trained on.
+        out: Folder of the checkpoint, and of nothing else; ``run.json`` beside it says what was
+            trained on.
         config: Hyperparameters.
         loading: How the model is loaded. Weights are float32 unless adapters are trained.
         max_length: Most tokens of a row.
@@ -113,21 +153,38 @@ def run(
 
     Raises:
         DataError: A row has no weight, or no row can be trained on.
-        ResumableError: The loss became NaN or infinite.
+        StoreError: ``out`` holds checkpoints of another training.
+        ResumableError: The loss became NaN or infinite, or the disk is full.
     """
     tokenizer = load_tokenizer(model)
+    template = chat_template(tokenizer, chat)
+    fingerprint = {
+        "data": digest_rows(examples, template).rendered_text,
+        "weights": None if weights is None else digest_json(dict(weights)),
+        "max_length": max_length,
+        "truncation": truncation,
+        "model": fingerprint_model(model, loading),
+        "seed": seed,
+        "training.num_steps": num_steps,
+        **{f"training.{name}": value for name, value in config.settings.items()},
+        **{f"loading.{name}": value for name, value in loading.model_dump(mode="json").items()},
+        **_environment(),
+    }
+    if _is_finished(out, fingerprint):
+        return
     dataset, left_out = training_rows(
         examples,
         weights,
         tokenizer,
         max_length=max_length,
         truncation=truncation,
-        template=chat_template(tokenizer, chat),
+        template=template,
     )
     steps = num_steps or config.num_steps(len(dataset))
+    resumed = _resume_point(out, fingerprint, steps)
     precision = loading if config.lora else loading.model_copy(update={"dtype": "float32"})
     with _quiet_datasets():
-        trainer = WeightedSFTTrainer(
+        trainer = _Trainer(
             load_model(model, precision).train(),
             _arguments(out, config, steps=steps, seed=seed, max_length=max_length),
             train_dataset=dataset,
@@ -136,13 +193,22 @@ def run(
         )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_ProgressCallback(f"train {out.name}"))
-    trainer.train()
-    losses = [[log["step"], log["loss"]] for log in trainer.state.log_history if "loss" in log]
-    if not all(math.isfinite(loss) for _, loss in losses):
-        raise ResumableError(f"{out}: the loss is not finite; lower training.learning_rate")
-    _save(trainer, tokenizer, out)
-    record = {"num_rows": len(dataset), "left_out": left_out, "num_steps": steps, "loss": losses}
-    write_json(out / "run.json", record | {"seed": seed, "config": config.model_dump(mode="json")})
+    with signals_wait() as interruption:
+        keeper = CheckpointCallback(
+            trainer,
+            out,
+            fingerprint=fingerprint,
+            every=config.steps_between_checkpoints(steps),
+            interruption=interruption,
+            resumed=resumed,
+        )
+        trainer.keep(keeper)
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        if trainer.state.global_step < steps:
+            return  # a signal came, and takes effect now
+        record = {"num_rows": len(dataset), "left_out": left_out, "num_steps": steps}
+        settings = {"seed": seed, "config": config.settings, "fingerprint": fingerprint}
+        _finish(trainer, tokenizer, out, record | {"loss": _losses(trainer)} | settings)
 
 
 def training_rows(
@@ -181,7 +247,7 @@ def _arguments(
     out: Path, config: TrainingConfig, *, steps: int, seed: int, max_length: int
 ) -> WeightedSFTConfig:
     return WeightedSFTConfig(
-        output_dir=str(out),
+        output_dir=str(checkpoints.staging(out)),
         max_steps=steps,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
@@ -199,7 +265,8 @@ def _arguments(
         seed=seed,
         data_seed=seed,
         logging_steps=max(1, steps // 50),
-        save_strategy="no",
+        logging_nan_inf_filter=False,  # it would log another loss in place of one that is NaN
+        save_strategy="no",  # `CheckpointCallback` says when
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
@@ -219,6 +286,53 @@ def _peft(lora: LoraSettings | None) -> LoraConfig | None:
     )
 
 
+class _Trainer(Checkpointing, WeightedSFTTrainer):
+    """The weighted trainer with checkpoints that can be trusted."""
+
+
+def _environment() -> dict[str, Any]:
+    """What else decides the bits of a trained model."""
+    libraries = (torch, transformers, trl, peft, accelerate)
+    return {
+        "code": VERSION,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        **{f"versions.{library.__name__}": str(library.__version__) for library in libraries},
+    }
+
+
+def _is_finished(out: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether a run that was killed in its very last moments is whole."""
+    if not (out / RECORD).exists():
+        return False
+    check_fingerprint(out, read_json(out / RECORD).get("fingerprint", {}), fingerprint)
+    checkpoints.remove(out)
+    return True
+
+
+def _resume_point(out: Path, fingerprint: Mapping[str, Any], steps: int) -> Path | None:
+    """The checkpoint to go on from; what else a killed run left is deleted."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = checkpoints.newest(out, fingerprint)
+    checkpoints.clear(out)
+    if found is not None:
+        _log.warning("%s: goes on from %s of %d steps", out, found.name, steps)
+    return found
+
+
+def _losses(trainer: WeightedSFTTrainer) -> list[list[Any]]:
+    """The logged losses by step."""
+    return [[log["step"], log["loss"]] for log in trainer.state.log_history if "loss" in log]
+
+
+def _finish(trainer: WeightedSFTTrainer, tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
+    """Write the result; what the record stands beside is whole, and needs no checkpoints."""
+    with saving(str(out)):
+        _save(trainer, tokenizer, out)
+        checkpoints.sync_files(out)
+        write_json(out / RECORD, record)
+    checkpoints.remove(out)
+
+
 def _save(trainer: WeightedSFTTrainer, tokenizer: Any, out: Path) -> None:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
@@ -235,7 +349,7 @@ class _ProgressCallback(TrainerCallback):
         self._task = self._bar.add_task(title, total=None)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._bar.update(self._task, total=state.max_steps)
+        self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
         self._bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -2,77 +2,41 @@
 
 What it changes of its parent: the data set keeps a ``weight`` column (stock TRL drops it without a
 word), the collator carries it per token, the loss multiplies by it, and the normaliser is counted
-over the whole optimizer step, all micro-batches and ranks. Nothing else.
+over the whole optimizer step, all micro-batches and ranks; and the loss of a token may be another
+than its negative log-likelihood.
 """
 
-import types
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl.data_utils import pack_dataset
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from atlantis.errors import ConfigError, WeightError
-from atlantis.models.head import target_logprobs
-from atlantis.numerics.losses import dft_factors, weighted_nll
+from atlantis.numerics.losses import weighted_loss
+from atlantis.training.arguments import WeightedSFTConfig
 from atlantis.training.collation import (
     WEIGHT_COLUMNS,
-    Normaliser,
     WeightedCollator,
+    check_logprobs,
     check_weights,
-    token_columns,
+    plain_weights,
+    with_token_columns,
 )
-
-_HEAD_CHUNK_SIZE = 1024
-
-
-@dataclass
-class WeightedSFTConfig(SFTConfig):
-    """`trl.SFTConfig` and how the weighted loss is normalised.
-
-    ``loss_type`` is TRL's own: ``nll`` or ``dft``. Both are multiplied by the weights.
-    """
-
-    loss_normaliser: str = field(
-        default="token_mean",
-        metadata={"help": "Normaliser of a step: token_mean, example_mean or sequence_sum."},
-    )
-    dft_floor: float = field(
-        default=0.0, metadata={"help": "Smallest token probability used by the DFT factor."}
-    )
-    dft_beta: float = field(
-        default=1.0, metadata={"help": "Power of the token probability in the DFT factor."}
-    )
-    dft_full_end_of_turn: bool = field(
-        default=False,
-        metadata={"help": "Train the end-of-turn token with factor one, so that DFT learns it."},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        allowed = Normaliser.__args__  # pyright: ignore[reportAttributeAccessIssue]
-        if self.loss_normaliser not in allowed:
-            raise ConfigError(
-                f"loss_normaliser {self.loss_normaliser!r}: choose one of {', '.join(allowed)}"
-            )
-        changed = (self.dft_floor, self.dft_beta, self.dft_full_end_of_turn) != (0.0, 1.0, False)
-        if changed and self.loss_type != "dft":
-            raise ConfigError(f"dft_* options have no effect with loss_type {self.loss_type!r}")
-        if self.label_smoothing_factor:
-            raise ConfigError(
-                "label_smoothing_factor is not defined for a weighted loss; set it to 0"
-            )
-        if self.packing and self.packing_strategy != "bfd":
-            raise ConfigError(
-                f"packing_strategy {self.packing_strategy!r} splits examples, so that a weight per "
-                "example is no longer defined; use 'bfd'"
-            )
+from atlantis.training.compact_head import use_compact_head
+from atlantis.training.losses import OLD, TokenBatch
+from atlantis.training.step_metrics import (
+    example_index,
+    token_metrics,
+    token_sums,
+    weight_metrics,
+    weight_sums,
+)
 
 
 class WeightedSFTTrainer(SFTTrainer):
@@ -85,8 +49,16 @@ class WeightedSFTTrainer(SFTTrainer):
     An evaluation set without either counts every example once. With unit weights the loss, the
     gradients and the steps are those of `trl.SFTTrainer`.
 
+    A loss that looks at another model needs its log-probabilities as a column of both sets, one per
+    token of ``input_ids`` and NaN where a token was not scored: ``reference_logprobs`` for iw-SFT,
+    ``base_logprobs`` for a divergence from the base. No second model is loaded.
+
+    Logged beside the loss: ``nll`` and ``weighted_nll`` per trained token, ``mean_weight`` and
+    ``effective_sample_size`` of a step's examples, ``end_of_turn_probability``.
+
     Raises:
         WeightError: The training set has no weights, or unusable ones.
+        DataError: A column of log-probabilities is missing or unusable.
         ConfigError: An option cannot be combined with weights.
     """
 
@@ -99,6 +71,9 @@ class WeightedSFTTrainer(SFTTrainer):
     ) -> None:
         _refuse_unweightable(kwargs)
         _require_weights(kwargs.get("train_dataset"))
+        self._loss = args.chosen_loss()
+        self._epoch: Any = None
+        self._windows: Iterator[dict[str, Any]] = iter(())
         super().__init__(model, args, **kwargs)
         _refuse_parallelism(self.accelerator)
         # Not passed to the parent, which refuses a collator when batches are flattened.
@@ -107,9 +82,14 @@ class WeightedSFTTrainer(SFTTrainer):
             pad_token_id=stock.pad_token_id,
             padding_free=stock.padding_free,
             pad_to_multiple_of=stock.pad_to_multiple_of,
+            logprob_columns=self._loss.columns,
         )
-        if self.args.device.type == "cpu":
-            _use_compact_head(self.accelerator.unwrap_model(self.model))
+        num_entropy_tokens = self._loss.num_entropy_tokens
+        if num_entropy_tokens and self.aux_loss_enabled:
+            raise ConfigError(f"{self._loss.name} is not defined with a router's auxiliary loss")
+        if num_entropy_tokens or self.args.device.type == "cpu":
+            base = self.accelerator.unwrap_model(self.model)
+            use_compact_head(base, num_entropy_tokens=num_entropy_tokens)
 
     def _prepare_dataset(
         self,
@@ -120,12 +100,16 @@ class WeightedSFTTrainer(SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Dataset:
+        columns = self._loss.columns
+        prepared_before = set(WEIGHT_COLUMNS) <= set(dataset.column_names)
+        if not prepared_before:
+            check_logprobs(dataset, columns)
         prepared: Any = super()._prepare_dataset(
             dataset, processing_class, args, False, formatting_func, dataset_name
         )
-        if set(WEIGHT_COLUMNS) <= set(prepared.column_names):
+        if prepared_before:
             return prepared  # `evaluate` prepares its data set a second time
-        weighted = _with_token_columns(prepared, args.loss_normaliser)
+        weighted = with_token_columns(prepared, args.loss_normaliser, columns=columns)
         if not packing:
             return weighted
         packed = pack_dataset(weighted, args.max_length, args.packing_strategy)
@@ -134,7 +118,42 @@ class WeightedSFTTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns or []
-        columns.extend(column for column in WEIGHT_COLUMNS if column not in columns)
+        wanted = (*WEIGHT_COLUMNS, *self._loss.columns)
+        columns.extend(column for column in wanted if column not in columns)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step, and its normaliser."""
+        steps = self._loss.num_window_steps
+        if steps and self._epoch is not epoch_iterator:
+            size = steps * self.args.gradient_accumulation_steps
+            self._epoch, self._windows = epoch_iterator, self._scored(epoch_iterator, size)
+        batches, count = super().get_batch_samples(
+            self._windows if steps else epoch_iterator, num_batches, device
+        )
+        if batches:
+            self._record_weights(batches, device)
+        return batches, count
+
+    def _scored(self, batches: Iterator[dict[str, Any]], size: int) -> Iterator[dict[str, Any]]:
+        """Batches with log-probabilities under the policy before the first of ``size`` is used."""
+        while window := list(itertools.islice(batches, size)):
+            old = [self._policy_logprobs(batch) for batch in window]
+            for batch, logprobs in zip(window, old, strict=True):
+                yield {**batch, OLD: logprobs}
+
+    @torch.no_grad()
+    def _policy_logprobs(self, batch: dict[str, Any]) -> Tensor:
+        inputs: dict[str, Any] = dict(self._prepare_inputs(batch))
+        for name in (*WEIGHT_COLUMNS, *self._loss.columns):
+            del inputs[name]
+        model: Any = self.model_wrapped
+        model.eval()
+        with self.compute_loss_context_manager():
+            logprobs = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+        model.train()
+        return logprobs
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Tensor]], device: torch.device
@@ -162,17 +181,20 @@ class WeightedSFTTrainer(SFTTrainer):
         inputs = dict(inputs)
         token_weights = inputs.pop("token_weights")[:, 1:]
         token_counts = inputs.pop("token_counts")[:, 1:]
+        stored = {name: inputs.pop(name)[:, 1:] for name in self._loss.columns}
+        old = inputs.pop(OLD, None)
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        logprobs, mask = outputs.log_probs, outputs.label_mask
-        if self.args.loss_type == "dft":
-            token_weights = token_weights * self._dft_factors(logprobs, inputs["labels"][:, 1:])
+        if self._loss.num_window_steps:
+            stored[OLD] = outputs.log_probs.detach() if old is None else old
+        batch = self._token_batch(inputs, outputs, stored)
         # An evaluation batch has no step: it is normalised by its own counts.
         count = token_counts.sum() if num_items_in_batch is None else num_items_in_batch
         # Without a trained token the sum is zero, and zero over one is the right loss.
-        count = torch.where(count > 0, count, 1.0).to(logprobs.dtype)
-        loss = weighted_nll(logprobs, mask, token_weights, normaliser=count)
+        count = torch.where(count > 0, count, 1.0).to(batch.logprobs.dtype)
+        losses = self._loss.token_losses(batch)
+        loss = weighted_loss(losses, batch.mask, token_weights, normaliser=count)
         if num_items_in_batch is not None:
             # Data-parallel wrappers average gradients over ranks; N counted every rank's tokens.
             loss = loss * self.accelerator.num_processes
@@ -181,63 +203,52 @@ class WeightedSFTTrainer(SFTTrainer):
                 self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             )
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
-        self._record(mode, inputs, outputs)
+        weights = self._plain_weights(token_weights, token_counts)
+        self._record(mode, inputs, token_sums(batch, weights, outputs.is_top1.sum()))
         return (loss, outputs) if return_outputs else loss
 
-    def _dft_factors(self, logprobs: Tensor, labels: Tensor) -> Tensor:
-        full: Tensor | None = None
-        if self.args.dft_full_end_of_turn:
-            end_of_turn: Any = self._tokenizer.eos_token_id
-            full = labels.eq(end_of_turn)
-        return dft_factors(
-            logprobs, floor=self.args.dft_floor, beta=self.args.dft_beta, full_weight=full
+    def _token_batch(
+        self, inputs: dict[str, Any], outputs: Any, stored: dict[str, Tensor]
+    ) -> TokenBatch:
+        end_of_turn: Any = self._tokenizer.eos_token_id
+        return TokenBatch(
+            logprobs=outputs.log_probs,
+            mask=outputs.label_mask,
+            example_index=example_index(inputs)[:, 1:],
+            is_end_of_turn=inputs["labels"][:, 1:].eq(end_of_turn),
+            stored=stored,
+            entropy=outputs.top_entropy if self._loss.num_entropy_tokens else None,
         )
 
-    def _record(self, mode: str, inputs: dict[str, Any], outputs: Any) -> None:
-        """Log the plain NLL and the accuracy per trained token beside the weighted loss."""
-        mask = outputs.label_mask
-        local = torch.stack(
-            [
-                mask.sum().double(),
-                -outputs.log_probs.detach().sum().double(),
-                outputs.is_top1.sum().double(),
-                torch.as_tensor(_num_tokens(inputs), device=mask.device).double(),
-            ]
-        )
-        sums: Any = self.accelerator.reduce(local, reduction="sum")
-        num_trained, nll, num_correct, num_tokens = sums.tolist()
-        if num_trained:
-            self._metrics[mode]["nll"].append(nll / num_trained)
-            self._metrics[mode]["mean_token_accuracy"].append(num_correct / num_trained)
+    def _plain_weights(self, token_weights: Tensor, token_counts: Tensor) -> Tensor:
+        return plain_weights(token_weights, token_counts, normaliser=self.args.loss_normaliser)
+
+    def _record(self, mode: str, inputs: dict[str, Any], sums: Tensor) -> None:
+        """Log means per trained token beside the loss, and count the tokens seen."""
+        num_tokens = torch.as_tensor(_num_tokens(inputs), device=sums.device).double()
+        reduced: Any = self.accelerator.reduce(torch.cat([sums, num_tokens[None]]), reduction="sum")
+        for name, value in token_metrics(reduced[:-1]).items():
+            self._metrics[mode][name].append(value)
         if mode == "train":
-            self._total_train_tokens += int(num_tokens)
+            self._total_train_tokens += int(reduced[-1])
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def _record_weights(self, batches: list[dict[str, Any]], device: torch.device) -> None:
+        """Log how the weights of one optimizer step are spread."""
+        sums: list[Tensor] = []
+        for batch in batches:
+            weights, counts = (batch[name][:, 1:].to(device) for name in WEIGHT_COLUMNS)
+            index = example_index(batch)[:, 1:].to(device)
+            sums.append(weight_sums(self._plain_weights(weights, counts), counts, index))
+        reduced: Any = self.accelerator.reduce(torch.stack(sums).sum(0), reduction="sum")
+        for name, value in weight_metrics(reduced).items():
+            self._metrics["train"][name].append(value)
 
 
 def _num_tokens(inputs: dict[str, Any]) -> Tensor | int:
     if "attention_mask" in inputs:
         return inputs["attention_mask"].sum()
     return inputs["position_ids"].numel()
-
-
-def _with_token_columns(dataset: Dataset, normaliser: Any) -> Dataset:
-    columns = set(dataset.column_names)
-    labels: list[list[int]] = dataset["labels"][:]
-    if "token_weights" in columns:
-        # Truncation by the parent cut `input_ids` and `labels` only.
-        weights: list[Any] = [
-            row[: len(kept)] for row, kept in zip(dataset["token_weights"], labels, strict=True)
-        ]
-    elif "weight" in columns:
-        weights = dataset["weight"][:]
-    else:
-        weights = [1.0] * len(labels)
-    rows = [
-        token_columns(label, weight, normaliser=normaliser)
-        for label, weight in zip(labels, weights, strict=True)
-    ]
-    data = {"input_ids": dataset["input_ids"][:], "labels": labels}
-    return Dataset.from_dict(data | {name: [row[name] for row in rows] for name in WEIGHT_COLUMNS})
 
 
 def _require_weights(dataset: Any) -> None:
@@ -269,27 +280,3 @@ def _refuse_parallelism(accelerator: Any) -> None:
     parallelism = accelerator.parallelism_config
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
         raise ConfigError("weights are not sharded by context or sequence parallelism; turn it off")
-
-
-def _use_compact_head(model: Any) -> None:
-    """Project only the trained positions: off CUDA, TRL's fused head projects every position."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    stock_forward = base.forward
-
-    def forward(
-        self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any
-    ) -> Any:
-        if not fused_lm_head or kwargs.get("output_router_logits"):
-            return stock_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
-        labels = kwargs.pop("labels")[:, 1:]
-        mask = labels != -100
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        result = target_logprobs(self, hidden[mask], labels[mask], chunk_size=_HEAD_CHUNK_SIZE)
-        zeros = torch.zeros(mask.shape, dtype=result.logprobs.dtype, device=mask.device)
-        return types.SimpleNamespace(
-            log_probs=zeros.masked_scatter(mask, result.logprobs),
-            label_mask=mask,
-            is_top1=result.top_tokens == labels[mask],
-        )
-
-    base.forward = types.MethodType(forward, base)

@@ -1,0 +1,86 @@
+"""`WeightedSFTConfig`: TRL's options and those of the weighted loss."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl.trainer.sft_config import SFTConfig
+
+from atlantis.errors import ConfigError
+from atlantis.training.collation import Normaliser
+from atlantis.training.losses import Sft, TokenLoss, token_loss
+
+
+@dataclass
+class WeightedSFTConfig(SFTConfig):
+    """`trl.SFTConfig`, how the weighted loss is normalised, and the loss of a token.
+
+    ``loss_type`` is TRL's own: ``nll`` or ``dft``; ``token_loss`` knows more. All are multiplied by
+    the weights.
+    """
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "token_loss"]  # noqa: RUF012  # not a field
+
+    loss_normaliser: str = field(
+        default="token_mean",
+        metadata={"help": "Normaliser of a step: token_mean, example_mean or sequence_sum."},
+    )
+    dft_floor: float = field(
+        default=0.0, metadata={"help": "Smallest token probability used by the DFT factor."}
+    )
+    dft_beta: float = field(
+        default=1.0, metadata={"help": "Power of the token probability in the DFT factor."}
+    )
+    dft_full_end_of_turn: bool = field(
+        default=False,
+        metadata={"help": "Train the end-of-turn token with factor one, so that DFT learns it."},
+    )
+    token_loss: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Loss of a token in place of loss_type: its name (sft, sft_kl, dft, asft, "
+            'iw_sft, iw_sft_token, chord_phi, eaft, psft) and settings, as {"name": "eaft"}.'
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = Normaliser.__args__  # pyright: ignore[reportAttributeAccessIssue]
+        if self.loss_normaliser not in allowed:
+            raise ConfigError(
+                f"loss_normaliser {self.loss_normaliser!r}: choose one of {', '.join(allowed)}"
+            )
+        changed = (self.dft_floor, self.dft_beta, self.dft_full_end_of_turn) != (0.0, 1.0, False)
+        if changed and self.loss_type != "dft":
+            raise ConfigError(f"dft_* options have no effect with loss_type {self.loss_type!r}")
+        if self.token_loss is not None and self.loss_type != "nll":
+            raise ConfigError(f"token_loss replaces loss_type {self.loss_type!r}; give one of them")
+        self.chosen_loss()
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                "label_smoothing_factor is not defined for a weighted loss; set it to 0"
+            )
+        if self.packing and self.packing_strategy != "bfd":
+            raise ConfigError(
+                f"packing_strategy {self.packing_strategy!r} splits examples, so that a weight per "
+                "example is no longer defined; use 'bfd'"
+            )
+
+    def chosen_loss(self) -> TokenLoss:
+        """The loss of a token that the options ask for.
+
+        Raises:
+            ConfigError: ``token_loss`` has an unknown name or setting.
+        """
+        if self.token_loss is not None:
+            settings = self.token_loss
+            return token_loss({"name": settings} if isinstance(settings, str) else settings)
+        if self.loss_type != "dft":
+            return Sft()
+        return token_loss(
+            {
+                "name": "dft",
+                "floor": self.dft_floor,
+                "beta": self.dft_beta,
+                "full_end_of_turn": self.dft_full_end_of_turn,
+            }
+        )

@@ -1,0 +1,63 @@
+"""The vocabulary projection of a model in training, over the trained positions only."""
+
+import types
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from atlantis.models.head import head_logits, target_logprobs
+from atlantis.numerics.losses import top_entropy
+
+_HEAD_CHUNK_SIZE = 1024
+
+
+def use_compact_head(model: Any, *, num_entropy_tokens: int = 0) -> None:
+    """Give the model a forward pass for ``fused_lm_head=True`` that skips untrained positions.
+
+    Off CUDA, TRL's fused head projects every position, and nowhere does it have the entropy of the
+    likeliest tokens.
+
+    Args:
+        model: A causal language model, with adapters or without.
+        num_entropy_tokens: The likeliest tokens that the output's ``top_entropy`` is over, at the
+            price of a second projection; 0 for none.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    stock_forward = base.forward
+
+    def forward(
+        self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any
+    ) -> Any:
+        if not fused_lm_head or kwargs.get("output_router_logits"):
+            return stock_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
+        labels = kwargs.pop("labels")[:, 1:]
+        mask = labels != -100
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1][mask]
+        result = target_logprobs(self, hidden, labels[mask], chunk_size=_HEAD_CHUNK_SIZE)
+        entropy = None
+        if num_entropy_tokens:
+            entropy = _spread(_entropies(self, hidden, num_entropy_tokens), mask)
+        return types.SimpleNamespace(
+            log_probs=_spread(result.logprobs, mask),
+            label_mask=mask,
+            is_top1=result.top_tokens == labels[mask],
+            top_entropy=entropy,
+        )
+
+    base.forward = types.MethodType(forward, base)
+
+
+@torch.no_grad()
+def _entropies(model: PreTrainedModel, hidden: Tensor, k: int) -> Tensor:
+    chunks = hidden.split(_HEAD_CHUNK_SIZE)
+    return torch.cat([top_entropy(head_logits(model, chunk), k=k) for chunk in chunks])
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Values of the positions where ``mask`` is True; zero elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(
+        mask, values
+    )
