@@ -128,7 +128,9 @@ def test_chats_read_in_other_words_are_not_compared_unless_asked(chat_model, mod
     with pytest.raises(WeightError, match=r"differ in rendered_text.*--chat-template"):
         weigh(**stores())
     assert len(weigh(**stores(chat_template="plain")).weight) == 4
-    assert len(weigh(**stores(template="native"), scheme={"kind": "influence", "unit": "byte"}).weight)
+    assert len(
+        weigh(**stores(template="native"), scheme={"kind": "influence", "unit": "byte"}).weight
+    )
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
@@ -241,7 +243,9 @@ ROWS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=10_000 if os.environ.get("ATLANTIS_HYPOTHESIS") == "long" else 25)
+@settings(
+    deadline=None, max_examples=10_000 if os.environ.get("ATLANTIS_HYPOTHESIS") == "long" else 25
+)
 @given(rows=st.lists(ROWS, min_size=1, max_size=4), cut=st.booleans())
 def test_no_row_gives_a_traceback(rows, cut, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")

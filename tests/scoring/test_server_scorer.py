@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
+from atlantis import api
 from atlantis.data.tokenization import tokenize
 from atlantis.errors import ConfigError, ModelError, ResumableError
 from atlantis.records import Example
@@ -368,3 +369,37 @@ def test_encoder_decoder_rows_are_refused(serve, rows):
         scorer = ServerScorer(server.url, "tiny")
         with pytest.raises(ModelError, match="decoder-only"):
             scorer.score([row])
+
+
+def through_the_api(server, folder, out):
+    examples = [
+        Example(f"r{i}", " ".join(WORDS[: 1 + i % 7]), " " + " ".join(WORDS[i % 5 : 6 + i % 4]))
+        for i in range(12)
+    ]
+    asked = {"backend": "server", "base_url": server.url, "served_model": "tiny"}
+    return api.score(examples, model=str(folder), out=out, device="cpu", **asked)
+
+
+def test_the_whole_way_through_a_server_gives_the_store_of_transformers(
+    serve, saved_model, rows, model, tmp_path
+):
+    with serve() as server:
+        store = through_the_api(server, saved_model("qwen2"), tmp_path / "s")
+        asked = len(server.requests)
+        check_rows = store.read().to_pylist()
+        # The address may change: the same model elsewhere completes and reads the same store.
+        again = through_the_api(server, saved_model("qwen2"), tmp_path / "s")
+    assert asked == 1 + 12 + 12  # which form, the parity check, the rows
+    assert len(server.requests) == asked
+    assert again.read().to_pylist() == check_rows
+    expected = TransformersScorer(model).score(rows)
+    for row, score in zip(check_rows, expected, strict=True):
+        assert row["sequence_logprob"] == pytest.approx(score.sequence_logprob, abs=WITHIN)
+
+
+def test_a_server_of_another_model_is_refused_before_anything_is_stored(
+    serve, saved_model, tmp_path
+):
+    with serve() as server, pytest.raises(ModelError, match="differs from transformers by up to"):
+        through_the_api(server, saved_model("qwen2", seed=3), tmp_path / "s")
+    assert not list((tmp_path / "s").glob("part-*"))
