@@ -123,7 +123,7 @@ def notebook_loop(model: Qwen2ForCausalLM, rows: Rows) -> list[float]:
         ids = torch.tensor([row.input_ids], device=model.device)
         logprobs = model(input_ids=ids).logits.float().log_softmax(-1)
         found = logprobs[0, :-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
-        scores.append(found[[i - 1 for i in scored(row)]].sum().item())
+        scores.append(found[[i - 1 for i in scored(row)]].double().sum().item())
     return scores
 
 
@@ -158,7 +158,7 @@ def trl_fused_head(model: Qwen2ForCausalLM, rows: Rows, *, batch: int = BATCH) -
         for i, row in enumerate(chosen):
             labels[i, list(scored(row))] = input_ids[i, list(scored(row))]
         output = model(input_ids=input_ids, attention_mask=mask, labels=labels, fused_lm_head=True)
-        scores += output.log_probs.float().sum(1).tolist()
+        scores += output.log_probs.double().sum(1).tolist()
     return scores
 
 

@@ -229,5 +229,7 @@ def test_training_settings_of_a_reference_that_is_not_trained_are_refused(load):
 
 @pytest.mark.parametrize("setting", ["revision=main", "adapter=some/adapter", "quantization=4bit"])
 def test_what_can_hold_for_one_model_only_is_refused_for_all(load, setting):
-    with pytest.raises(ConfigError, match=rf"loading\.{setting.split('=')[0]} would hold for every"):
+    with pytest.raises(
+        ConfigError, match=rf"loading\.{setting.split('=')[0]} would hold for every"
+    ):
         load(f"models.loading.{setting}")

@@ -300,7 +300,7 @@ def test_the_python_functions_do_what_the_commands_do(chain, tiny_models, tmp_pa
     weights.save(tmp_path / "w.parquet")
     assert pq.read_table(tmp_path / "w.parquet") == pq.read_table(chain / "influence.parquet")
     with pytest.raises(DataError, match="'r0' occurs twice"):
-        package.score([rows[0], rows[0]], model="none", out=tmp_path / "none")
+        package.score([rows[0], rows[0]], model=str(tiny_models / "small"), out=tmp_path / "none")
     with pytest.raises(ConfigError, match="alpha has no effect on scheme 'uniform'"):
         package.weigh(small=small, scheme="uniform", alpha=0.5)
 

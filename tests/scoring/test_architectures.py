@@ -199,7 +199,7 @@ def naive_logprobs(model, row):
 
 
 def scores(model, rows, *, batch_size):
-    scorer = TransformersScorer(model, score_end_of_turn=True, head_chunk_size=7)
+    scorer = TransformersScorer(model, score_end_of_turn=True)
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     found = [row for batch in batches for row in scorer.score(batch)]
     assert [row.example_id for row in found] == [row.example_id for row in rows]

@@ -91,7 +91,7 @@ def test_scores_equal_plain_logits_for_every_batch_size_and_order(
     rng = random.Random(1)
     for token_budget in (1, 40, 300, 100_000):
         rows = rng.sample(tokenized, len(tokenized))
-        scorer = TransformersScorer(model, score_end_of_turn=end_of_turn, head_chunk_size=7)
+        scorer = TransformersScorer(model, score_end_of_turn=end_of_turn)
         check(score_all(scorer, rows, token_budget=token_budget), expected)
 
 

@@ -51,7 +51,8 @@ def export(
     weighted = rows_to_export(data, weights, force=force)
     for warning in weighted.warnings:
         warn(warning)
-    done = write(weighted.rows, weighted.weights or {}, out, layout=chosen)
+    assert weighted.weights is not None  # there is a file of weights
+    done = write(weighted.rows, weighted.weights, out, layout=chosen)
     for note in done.notes:
         warn(note)
     left_out = weighted.left_out | done.left_out

@@ -24,6 +24,11 @@ _UNLIKE = (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotI
 """What a forward pass raises that does not take our arguments or has no such parts."""
 
 
+_CPU_LOGITS = 7 << 20
+"""28 MiB: from 32 MiB on, glibc asks the kernel for fresh pages with every allocation."""
+_GPU_LOGITS = 1 << 27
+
+
 class LogitTransform(NamedTuple):
     """What an architecture does to its logits after the projection."""
 
@@ -90,6 +95,28 @@ def target_logprobs(
         logprobs.append(result[0])
         top_tokens.append(result[1])
     return HeadOutput(torch.cat(logprobs), torch.cat(top_tokens))
+
+
+def completion_logprobs(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """float32 log-probabilities of ``targets``, in as little memory whatever the vocabulary.
+
+    As `target_logprobs`, for scoring: no gradients, and logits are overwritten.
+
+    Args:
+        model: A language model, for its head and its logit transforms.
+        hidden: Hidden states that predict the targets, ``[position, hidden]``.
+        targets: Token ids, ``[position]``.
+    """
+    logits_at_once = _CPU_LOGITS if hidden.device.type == "cpu" else _GPU_LOGITS
+    size = max(1, logits_at_once // model.config.get_text_config().vocab_size)
+    found: list[Tensor] = []
+    for hidden_chunk, chosen in zip(hidden.split(size), targets.split(size), strict=True):
+        logits = head_logits(model, hidden_chunk)
+        target = logits.gather(-1, chosen.to(logits.device)[:, None])
+        top = logits.amax(-1, keepdim=True)
+        total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+        found.append((target - top - total.log()).squeeze(-1))
+    return torch.cat(found)
 
 
 @torch.inference_mode()

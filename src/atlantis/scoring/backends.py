@@ -5,7 +5,7 @@ is a row to score. Any other than transformers first has to agree with transform
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
@@ -43,6 +43,9 @@ class OpenScorer:
 
     scorer: Scorer
     token_budget: int
+    begin: Callable[[Sequence[TokenizedExample]], int] = lambda rows: 0
+    """Told the scorable rows of a window before its batches; returns how many tokens at their
+    beginning are read once for all."""
 
 
 class Backend(Protocol):
@@ -76,7 +79,8 @@ class TransformersBackend:
         scorer = TransformersScorer(
             load_model(model.name, model.loading), score_end_of_turn=model.score_end_of_turn
         )
-        return OpenScorer(scorer, scorer.measured_budget(model.max_length))
+        budget = scorer.measured_budget(model.max_length)
+        return OpenScorer(scorer, budget, scorer.begin)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from atlantis.data.tokenization import TokenizedExample, Turn
+from atlantis.models.backbone import OneDnnProducts, SharedPrefix, share_prefix
 from atlantis.models.encoder_decoder import decoder_hidden
-from atlantis.models.head import target_logprobs
+from atlantis.models.head import completion_logprobs
 from atlantis.records import TokenScores
 from atlantis.scoring.budget import CPU_TOKENS, probed_budget
 from atlantis.scoring.scorer import token_scores
@@ -18,36 +19,43 @@ class TransformersScorer:
     """Scores batches of tokenized rows with one model, causal or encoder-decoder.
 
     The backbone runs once over right-padded rows; the vocabulary projection runs on the scored
-    positions only, in float32 chunks.
+    positions only, in float32 chunks. What all rows of a window begin with can be read once.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        score_end_of_turn: bool = False,
-        head_chunk_size: int = 1024,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, score_end_of_turn: bool = False) -> None:
         self._model = model
         self._score_end_of_turn = score_end_of_turn
-        self._head_chunk_size = head_chunk_size
+        self._prefix: SharedPrefix | None = None
+
+    def begin(self, rows: Sequence[TokenizedExample]) -> int:
+        """Read once what all rows of a window begin with; returns how many tokens that is."""
+        with OneDnnProducts():
+            self._prefix = share_prefix(self._model, rows)
+        return self._num_shared
+
+    @property
+    def _num_shared(self) -> int:
+        return 0 if self._prefix is None else self._prefix.num_tokens
 
     @torch.inference_mode()
     def score(self, batch: Sequence[TokenizedExample]) -> list[TokenScores]:
-        """Score rows with status ``ok`` in one forward pass."""
-        device = self._model.device
+        """Score rows with status ``ok`` in one forward pass; they are of the window begun last."""
+        device, shared = self._model.device, self._num_shared
         positions = [row.scored_positions(end_of_turn=self._score_end_of_turn) for row in batch]
-        rows, columns = _indices(positions)
-        input_ids, mask = (part.to(device) for part in pad_right([row.input_ids for row in batch]))
-        hidden = self._hidden(batch, input_ids, mask)
-        rows, columns = rows.to(device), columns.to(device)
-        logprobs = target_logprobs(
-            self._model,
-            hidden[rows, columns - 1],
-            input_ids[rows, columns],
-            chunk_size=self._head_chunk_size,
-        ).logprobs
-        values = logprobs.cpu().split([len(p) for p in positions])
+        rows, columns = (part.to(device) for part in _indices(positions))
+        pairs = list(zip(batch, positions, strict=True))
+        targets = [row.input_ids[position] for row, found in pairs for position in found]
+        # Nothing is predicted from the last scored token and from what follows it.
+        read = [row.input_ids[shared : found[-1]] for row, found in pairs]
+        input_ids, mask = (part.to(device) for part in pad_right(read))
+        with OneDnnProducts():
+            hidden = self._hidden(batch, input_ids, mask)
+            logprobs = completion_logprobs(
+                self._model,
+                hidden[rows, columns - 1 - shared],
+                torch.tensor(targets, device=device),
+            )
+        values = logprobs.cpu().split([len(found) for found in positions])
         return [token_scores(row, part.numpy()) for row, part in zip(batch, values, strict=True)]
 
     def measured_budget(self, max_length: int) -> int:
@@ -76,6 +84,8 @@ class TransformersScorer:
             prompts = pad_right([row.encoder_ids for row in batch])
             encoder_ids, encoder_mask = (part.to(input_ids.device) for part in prompts)
             return decoder_hidden(self._model, encoder_ids, encoder_mask, input_ids, mask)
+        if self._prefix is not None:
+            return self._prefix.hidden(input_ids, mask)
         return self._model.base_model(
             input_ids=input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state

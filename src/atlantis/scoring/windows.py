@@ -22,7 +22,7 @@ from atlantis.progress import progress_bar
 from atlantis.records import Row
 from atlantis.scoring.backends import OpenScorer
 from atlantis.scoring.batching import make_batches, score_what_fits
-from atlantis.scoring.scorer import Scorer, unscored
+from atlantis.scoring.scorer import unscored
 from atlantis.store import SCORE_SCHEMA, ScoreStore, score_table
 
 ROWS_PER_PART = 8192
@@ -94,7 +94,7 @@ def score_windows(
                 store,
                 index,
                 window,
-                opened.scorer,
+                opened,
                 token_budget=opened.token_budget if token_budget == "auto" else token_budget,
                 advance=lambda rows: progress.advance(task, rows),
             )
@@ -156,7 +156,7 @@ def _score_window(
     store: ScoreStore,
     index: int,
     window: Sequence[TokenizedExample],
-    scorer: Scorer,
+    opened: OpenScorer,
     *,
     token_budget: int,
     advance: Callable[[int], None],
@@ -173,11 +173,13 @@ def _score_window(
     done = {name for table in tables[1:] for name in table["example_id"].to_pylist()}
     advance(len(done))
     with journal:
-        lengths = [row.num_tokens for row in scorable]
+        shared = opened.begin(scorable)
+        # A shared token is not computed again, but attended to.
+        lengths = [row.num_tokens - shared + shared // 8 for row in scorable]
         for numbers in make_batches(lengths, token_budget=token_budget):
             batch = [scorable[i] for i in numbers if scorable[i].example_id not in done]
             if batch:
-                tables.append(score_table(score_what_fits(scorer, batch)))
+                tables.append(score_table(score_what_fits(opened.scorer, batch)))
                 journal.append(tables[-1])
                 advance(len(batch))
     return _in_order(pa.concat_tables(tables), window)

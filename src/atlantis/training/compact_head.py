@@ -1,17 +1,36 @@
 """The vocabulary projection of a model in training, over the trained positions only."""
 
 import types
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from atlantis.models.head import head_logits, target_logprobs
 from atlantis.numerics.losses import top_entropy
 
 _HEAD_CHUNK_SIZE = 1024
+
+
+@dataclass
+class CompactOutput(ModelOutput):
+    """The fields of `trl.trainer.utils.FusedCausalLMOutput` that are read here, and one more.
+
+    A `ModelOutput`, so that data-parallel wrappers find the tensors in it.
+    """
+
+    log_probs: Tensor | None = None
+    """Log-probability of each next token, ``[batch, token]``; zero where it is not trained on."""
+    label_mask: Tensor | None = None
+    """True where the next token is trained on."""
+    is_top1: Tensor | None = None
+    """Whether a trained token is the likeliest one, ``[trained token]``."""
+    top_entropy: Tensor | None = None
+    """`numerics.losses.top_entropy` of the predictions, if it was asked for."""
 
 
 def use_compact_head(model: Any, *, num_entropy_tokens: int = 0) -> None:
@@ -40,7 +59,7 @@ def use_compact_head(model: Any, *, num_entropy_tokens: int = 0) -> None:
         entropy = None
         if num_entropy_tokens:
             entropy = _spread(_entropies(self, hidden, num_entropy_tokens), mask)
-        return types.SimpleNamespace(
+        return CompactOutput(
             log_probs=_spread(result.logprobs, mask),
             label_mask=mask,
             is_top1=result.top_tokens == labels[mask],

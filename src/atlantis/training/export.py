@@ -5,7 +5,7 @@ of each message (ms-swift, LLaMA-Factory v1), or not at all, so that rows are dr
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,8 +18,8 @@ from atlantis.records import Conversation, Example, Row
 
 _JsonObject = dict[str, Any]
 _TEXT_AS_CHAT = (
-    "rows of plain text become a user's turn and an assistant's, which the trainer puts into its "
-    "chat template; their weights were measured without one"
+    "rows of plain text become a user's turn and an assistant's, in the trainer's chat template; "
+    "their weights were measured without one"
 )
 
 
@@ -77,12 +77,9 @@ def export(
     write_text(out, "".join(_json(line) + "\n" for line in lines))
     num_zero = len(rows) - len(kept)
     given = {row.example_id for row in kept}  # a copy has an id of its own
-    return Exported(
-        len(lines),
-        sum(line["example_id"] in given for line in lines),
-        {"zero_weight": num_zero} if num_zero else {},
-        layout.notes(kept),
-    )
+    num_distinct = sum(line["example_id"] in given for line in lines)
+    left_out = {"zero_weight": num_zero} if num_zero else {}
+    return Exported(len(lines), num_distinct, left_out, layout.notes(kept))
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class MsSwiftLayout:
     """ms-swift's ``messages`` (4.2 or later), with ``loss_scale`` on what the assistant says.
 
     A call of a tool is a message of its own, ``tool_call``; ms-swift matches calls and answers by
-    their order.
+    their order. Its loss is our token mean.
     """
 
     def lay_out(self, rows: Sequence[Row], weights: Mapping[str, float]) -> list[_JsonObject]:
@@ -219,9 +216,9 @@ def _trl_row(row: Row) -> _JsonObject:
             f"example {row.example_id!r}: an assistant's turn between two that are learnt is not "
             "learnt, which TRL cannot say; split the chat, or export to another format"
         )
-    messages = [dict(message) for message in row.messages[: last + 1]]
-    parts = {"prompt": messages[:first], "completion": messages[first:]}
-    return {"example_id": row.example_id} | parts | _tools(row)
+    said = [dict(message) for message in row.messages[: last + 1]]
+    parts = {"example_id": row.example_id, "prompt": said[:first], "completion": said[first:]}
+    return parts | _tools(row)
 
 
 class _Turn(NamedTuple):
@@ -231,11 +228,9 @@ class _Turn(NamedTuple):
     weight: float
 
 
-class _Messages(Protocol):
-    def __call__(self, turn: _Turn, where: str, /) -> list[_JsonObject]: ...
-
-
-def _chat_row(row: Row, weight: float, messages: _Messages) -> _JsonObject:
+def _chat_row(
+    row: Row, weight: float, messages: Callable[[_Turn, str], list[_JsonObject]]
+) -> _JsonObject:
     """The chat up to its last turn that is learnt: these trainers want it to end there."""
     if isinstance(row, Example):
         said: tuple[Mapping[str, Any], ...] = (
@@ -246,8 +241,7 @@ def _chat_row(row: Row, weight: float, messages: _Messages) -> _JsonObject:
     else:
         said, learnt = row.messages[: max(row.learnt) + 1], row.learnt
     turns = [_Turn(message, weight if n in learnt else 0.0) for n, message in enumerate(said)]
-    where = f"example {row.example_id!r}"
-    laid_out = [message for turn in turns for message in messages(turn, where)]
+    laid_out = [part for turn in turns for part in messages(turn, f"example {row.example_id!r}")]
     return {"example_id": row.example_id, "messages": laid_out} | _tools(row)
 
 

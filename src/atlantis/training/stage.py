@@ -161,9 +161,9 @@ def run(
     fingerprint = {
         "data": digest_rows(examples, template).rendered_text,
         "weights": None if weights is None else digest_json(dict(weights)),
+        "model": fingerprint_model(model, loading),
         "max_length": max_length,
         "truncation": truncation,
-        "model": fingerprint_model(model, loading),
         "seed": seed,
         "training.num_steps": num_steps,
         **{f"training.{name}": value for name, value in config.settings.items()},
@@ -182,16 +182,8 @@ def run(
     )
     steps = num_steps or config.num_steps(len(dataset))
     resumed = _resume_point(out, fingerprint, steps)
-    precision = loading if config.lora else loading.model_copy(update={"dtype": "float32"})
-    with _quiet_datasets():
-        trainer = _Trainer(
-            load_model(model, precision).train(),
-            _arguments(out, config, steps=steps, seed=seed, max_length=max_length),
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=_peft(config.lora),
-        )
-    trainer.remove_callback(PrinterCallback)
+    arguments = _arguments(out, config, steps=steps, seed=seed, max_length=max_length)
+    trainer = _trainer(model, tokenizer, dataset, arguments, lora=config.lora, loading=loading)
     trainer.add_callback(_ProgressCallback(f"train {out.name}"))
     with signals_wait() as interruption:
         keeper = CheckpointCallback(
@@ -271,6 +263,29 @@ def _arguments(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+
+
+def _trainer(
+    model: str,
+    tokenizer: Any,
+    dataset: Dataset,
+    arguments: WeightedSFTConfig,
+    *,
+    lora: LoraSettings | None,
+    loading: LoadingConfig,
+) -> "_Trainer":
+    """The trainer of a model, whose weights are float32 unless adapters are trained."""
+    precision = loading if lora else loading.model_copy(update={"dtype": "float32"})
+    with _quiet_datasets():
+        trainer = _Trainer(
+            load_model(model, precision).train(),
+            arguments,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=_peft(lora),
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _peft(lora: LoraSettings | None) -> LoraConfig | None:

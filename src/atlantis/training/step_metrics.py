@@ -12,7 +12,8 @@ def example_index(inputs: dict[str, Tensor]) -> Tensor:
     A flattened batch has one row, whose positions start at 0 with every example.
     """
     if "position_ids" in inputs:
-        return (inputs["position_ids"] == 0).long().cumsum(-1) - 1
+        starts = inputs["position_ids"] == 0
+        return (starts.flatten().long().cumsum(0) - 1).view_as(starts)
     ids = inputs["input_ids"]
     return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
 
