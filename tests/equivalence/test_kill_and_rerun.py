@@ -34,7 +34,7 @@ def recipe(tmp_path, saved_model) -> RunConfig:
         [("train", 120), ("trusted", 40), ("test", 40)], start=1
     ):
         semeval_file(tmp_path / f"{name}.txt", num_rows, first_id=1000 * first_id, rng=rng)
-    training = {"learning_rate": 1e-3, "epochs": 2, "batch_size": 8}
+    training = {"learning_rate": 1e-3, "epochs": 2, "batch_size": 8, "checkpoint_steps": 5}
     return RunConfig.model_validate(
         {
             "name": "killed",
