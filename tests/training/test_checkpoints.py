@@ -232,9 +232,14 @@ def test_an_error_goes_before_a_signal_that_waits(handled):
     assert signal.getsignal(signal.SIGTERM) is handled
 
 
-def test_without_a_handler_ctrl_c_is_a_keyboard_interrupt():
-    with pytest.raises(KeyboardInterrupt), signals_wait():
-        os.kill(os.getpid(), signal.SIGINT)
+def test_without_a_handler_of_ours_ctrl_c_is_a_keyboard_interrupt():
+    # A process in the background ignores the signal unless told otherwise.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), signals_wait():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_in_another_thread_nothing_changes(handled):
