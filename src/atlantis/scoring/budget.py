@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-CPU_TOKENS = 2048
+CPU_TOKENS = 512
 """Off a GPU: activations that stay near the processor's caches; more is not faster."""
 MOST_TOKENS = 65_536
 """A GPU is saturated well below this."""
