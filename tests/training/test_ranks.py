@@ -86,9 +86,7 @@ def test_two_ranks_take_the_steps_of_one(tmp_path):
         folder.mkdir()
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc_per_node={ranks}", __file__, str(4 // ranks), str(folder)]
-        subprocess.run(
-            command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True
-        )
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         logs.append({p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))})
     assert set(logs[0]) == {"sft", "iw_sft", "psft"}
     for loss, steps in logs[0].items():
