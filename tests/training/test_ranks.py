@@ -85,6 +85,8 @@ def test_two_ranks_take_the_steps_of_one(tmp_path):
         folder = tmp_path / str(ranks)
         folder.mkdir()
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        # The port is looked up before it is bound: a server test beside this one may take it.
+        command += ["--max-restarts=2"]
         command += [f"--nproc_per_node={ranks}", __file__, str(4 // ranks), str(folder)]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         logs.append({p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))})
