@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+DEEPSPEED_VENV ?= .venv-deepspeed
 BIN = $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-vllm check bench clean
+.PHONY: demo test test-vllm test-deepspeed check bench clean
 
 demo: $(VENV)/.package
 	$(BIN)/atlantis quickstart
@@ -18,13 +19,19 @@ test: $(VENV)/.dev
 test-vllm: $(VLLM_VENV)/.ready
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/pytest -q -W default tests/vllm
 
+# The first run compiles DeepSpeed's CPU optimizer, which takes minutes.
+test-deepspeed: $(DEEPSPEED_VENV)/.ready
+	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(abspath $(DEEPSPEED_VENV))/extensions \
+	PATH=$(abspath $(DEEPSPEED_VENV))/bin:$$PATH pytest -q -W default tests/training -k deepspeed
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.package
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/choices.py
 	$(BIN)/python benchmarks/weighing.py
 	$(BIN)/python benchmarks/scoring.py
 
@@ -49,4 +56,13 @@ $(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/pip install -q -c constraints-vllm.txt torch
 	$(VLLM_VENV)/bin/pip install -q --no-deps -r constraints-vllm.txt
 	$(VLLM_VENV)/bin/pip install -q -c constraints-vllm.txt -e '.[dev]'
+	touch $@
+
+# DeepSpeed is built from source, against the torch that is there.
+$(DEEPSPEED_VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEEPSPEED_VENV)
+	$(DEEPSPEED_VENV)/bin/pip install -q -c constraints.txt torch setuptools wheel ninja
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(DEEPSPEED_VENV)/bin/pip install -q -c constraints.txt \
+	--no-build-isolation deepspeed
+	$(DEEPSPEED_VENV)/bin/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@

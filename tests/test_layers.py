@@ -13,14 +13,14 @@ import atlantis
 ROOT = Path(atlantis.__file__).parent
 STAIRS = [
     ["errors", "recipes"],
-    ["progress", "records", "numerics", "validation", "disk"],
+    ["progress", "records", "numerics", "validation", "disk", "launch"],
     ["journal"],
     ["store"],
     ["stages", "data"],
     ["models", "quickstart"],
     ["scoring"],
     ["weighting"],
-    ["training", "evaluation"],
+    ["training", "evaluation", "selection"],
     ["report", "api"],
     ["config"],
     ["pipeline"],

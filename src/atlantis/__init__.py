@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atlantis.api import score, weigh
+    from atlantis.api import score, score_models, select, weigh
     from atlantis.records import Example
     from atlantis.store import ScoreStore
+    from atlantis.training.joining import join_weights
+    from atlantis.training.seq2seq import WeightedSeq2SeqConfig, WeightedSeq2SeqTrainer
     from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
     from atlantis.weighting.stage import Weights
 
@@ -21,9 +23,14 @@ __all__ = [
     "ScoreStore",
     "WeightedSFTConfig",
     "WeightedSFTTrainer",
+    "WeightedSeq2SeqConfig",
+    "WeightedSeq2SeqTrainer",
     "Weights",
     "__version__",
+    "join_weights",
     "score",
+    "score_models",
+    "select",
     "weigh",
 ]
 
@@ -32,8 +39,13 @@ _HOMES = {
     "ScoreStore": "atlantis.store",
     "WeightedSFTConfig": "atlantis.training.trainers",
     "WeightedSFTTrainer": "atlantis.training.trainers",
+    "WeightedSeq2SeqConfig": "atlantis.training.seq2seq",
+    "WeightedSeq2SeqTrainer": "atlantis.training.seq2seq",
     "Weights": "atlantis.weighting.stage",
+    "join_weights": "atlantis.training.joining",
     "score": "atlantis.api",
+    "score_models": "atlantis.api",
+    "select": "atlantis.api",
     "weigh": "atlantis.api",
 }
 

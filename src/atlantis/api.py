@@ -1,9 +1,14 @@
-"""``score`` and ``weigh`` as Python functions: what the commands of the same name do."""
+"""``score``, ``select`` and ``weigh`` as functions: what the commands of the same name do."""
 
+import inspect
 import os
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel
 
 from atlantis.data.sources import GivenRows, open_source
 from atlantis.disk import exclusive
@@ -14,9 +19,12 @@ from atlantis.validation import validated
 
 if TYPE_CHECKING:
     from atlantis.scoring.backends import Backend
+    from atlantis.scoring.stage import ScoringJob
+    from atlantis.selection.stage import Selection
     from atlantis.weighting.stage import Weights
 
 _PathLike = str | os.PathLike[str]
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def score(
@@ -29,6 +37,7 @@ def score(
     template: str = "shared",
     chat_template: str | None = None,
     score_end_of_turn: bool = False,
+    condition: str = "prompt",
     token_budget: int | str = "auto",
     tokenizer_workers: int = 0,
     dtype: str = "float32",
@@ -60,6 +69,8 @@ def score(
         chat_template: What turns chats into text: ``plain`` or a file with a Jinja template; by
             default the tokenizer's own, and the plain one where it has none.
         score_end_of_turn: Whether the end-of-turn token counts.
+        condition: ``prompt``, or ``none`` to score completions by themselves: the same ids behind
+            a neutral token.
         token_budget: Padded tokens of one forward pass; ``auto`` is measured on a GPU.
         tokenizer_workers: Processes that tokenize ahead of the model; 0 does it in a thread.
         dtype: ``float32``, ``bfloat16`` or ``float16``; log-probabilities are float32 in any case.
@@ -86,40 +97,49 @@ def score(
         StoreError: ``out`` holds scores of another model, other data or other settings.
         ResumableError: Another process is writing there, or the server failed.
     """
-    from atlantis.models.loading import LoadingConfig
-    from atlantis.scoring import stage as scoring
+    given = locals()  # all that was asked for, before anything else has a name here
+    options = {name: given[name] for name in _options()}
+    return _score(data, {Path(out): model}, options)[0]
 
-    config = validated(
-        scoring.ScoringConfig,
-        {
-            "max_length": max_length,
-            "truncation": truncation,
-            "template": template,
-            "chat_template": chat_template,
-            "score_end_of_turn": score_end_of_turn,
-            "token_budget": token_budget,
-            "tokenizer_workers": tokenizer_workers,
-        },
-        where="score",
-    )
-    loading = validated(
-        LoadingConfig,
-        {
-            "dtype": dtype,
-            "device": device,
-            "device_map": device_map,
-            "attention": attention,
-            "quantization": quantization,
-            "revision": revision,
-            "adapter": adapter,
-            "trust_remote_code": trust_remote_code,
-        },
-        where="score",
-    )
-    chosen = _backend(backend, base_url, served_model, api_key, parity_rows)
-    job = scoring.prepare(_rows(data), model, config=config, loading=loading, backend=chosen)
-    with exclusive(Path(out)):
-        return job.run(Path(out))
+
+def score_models(
+    data: _PathLike | Iterable[Row], models: Mapping[str, str], *, out: _PathLike, **options: Any
+) -> dict[str, ScoreStore]:
+    """Scores of the same rows under several models, in one pass where they share a tokenizer.
+
+    Rows are then read and tokenized once, and the models are in memory together. Models with other
+    tokenizers have a pass of their own.
+
+    Args:
+        data: As for `score`.
+        models: Folder or Hub name of each model by what it is called: ``small``, ``reference``.
+        out: Folder of the stores; each has the name of its model.
+        options: Those of `score`, the same for all models.
+
+    Returns:
+        The complete stores by name.
+
+    Raises:
+        ConfigError: A name is no name of a folder; or as `score`, like all other errors.
+    """
+    if not models:
+        raise ConfigError("score: no model is given")
+    for name in models:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"score: model name {name!r}: use letters, digits, '-', '_' and '.'")
+    chosen = _options() | options
+    if len(models) > 1:
+        for option in ("adapter", "revision", "served_model", "base_url"):
+            if chosen[option] is not None:
+                raise ConfigError(
+                    f"score: {option} belongs to one model; score that model by itself"
+                )
+        if chosen["backend"] != "transformers":
+            raise ConfigError(
+                f"score: backend {chosen['backend']} holds one model; score each by itself"
+            )
+    stores = _score(data, {Path(out) / name: model for name, model in models.items()}, chosen)
+    return dict(zip(models, stores, strict=True))
 
 
 def weigh(
@@ -177,6 +197,133 @@ def weigh(
         config=validated(weighting.WeightingConfig, settings, where="weigh"),
         normalise_for=_check_normalise_for(normalise_for),
         labels=labels,
+    )
+
+
+def select(
+    data: _PathLike | Iterable[Row] | None = None,
+    *,
+    model: str | None = None,
+    scores: _PathLike | None = None,
+    weights: "Weights | _PathLike | None" = None,
+    embeddings: Mapping[str, Any] | None = None,
+    scoring: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> "Selection":
+    """Choose the rows to train on: a weights file of zeros and ones.
+
+    Instruction-following difficulty takes two passes of one model over the same completion ids,
+    after the prompt and by themselves; both are score stores and go on after a kill.
+
+    Args:
+        data: The rows, as for `score`; not needed where there are weights and no ``model``.
+        model: Folder or Hub name of the model that judges the rows: the one to be trained (IFD), or
+            a small one (Superfiltering).
+        scores: Folder of the two stores, ``given`` and ``alone``.
+        weights: Weights of the same rows: to rank by (method ``weight``) or to keep
+            (``keep_weights``).
+        embeddings: One vector per row by id, for ``pool``; by default the mean hidden states of
+            ``model``.
+        scoring: Options of `score`: ``max_length``, ``truncation``, ``dtype``, ...
+        settings: Fields of `atlantis.selection.stage.SelectionConfig`: ``method``, ``share``, ...
+
+    Returns:
+        The weights, zero for rows that are not selected, and the ranking.
+
+    Raises:
+        ConfigError: An option is wrong, or has no effect.
+        WeightError: What the method needs is missing, belongs to other rows, or leaves no row.
+    """
+    from atlantis.selection import stage as selection
+    from atlantis.weighting.weights import Weights, read_weights
+
+    config = validated(selection.SelectionConfig, settings, where="select")
+    if (model is None) != (scores is None) or (model is not None and data is None):
+        raise ConfigError("select: data, model and scores (a folder for them) go together")
+    given = alone = None
+    if model is not None and data is not None and scores is not None:
+        given, alone = _score_both(data, model, Path(scores), _options() | dict(scoring or {}))
+    if weights is not None and not isinstance(weights, Weights):
+        weights = read_weights(Path(weights))
+    if config.pool is not None and embeddings is None and model is not None and data is not None:
+        embeddings = _embeddings(data, model, _options() | dict(scoring or {}))
+    return selection.select(
+        config, given=given, alone=alone, weights=weights, embeddings=embeddings
+    )
+
+
+def _score_both(
+    data: _PathLike | Iterable[Row], model: str, out: Path, options: Mapping[str, Any]
+) -> tuple[ScoreStore, ScoreStore]:
+    """Scores of the completions after their prompts and by themselves, one load of the model."""
+    from atlantis.scoring import stage as scoring
+
+    (job,) = _prepare(data, [model], options)
+    with ExitStack() as locks:
+        folders = [out / "given", out / "alone"]
+        for folder in folders:
+            locks.enter_context(exclusive(folder))
+        given, alone = scoring.run_all({folders[0]: job, folders[1]: job.alone()})
+    return given, alone
+
+
+def _embeddings(
+    data: _PathLike | Iterable[Row], model: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    from atlantis.models.embeddings import mean_hidden_states
+    from atlantis.models.loading import load_model
+
+    (job,) = _prepare(data, [model], options)
+    rows = [row for row in job.tokenizing(list(job.examples)) if row.status == "ok"]
+    network = load_model(model, job.model.loading)
+    ids = [row.input_ids for row in rows]
+    vectors = mean_hidden_states(network, ids, token_budget=8192)
+    return {row.example_id: vector for row, vector in zip(rows, vectors, strict=True)}
+
+
+def _options() -> dict[str, Any]:
+    """Defaults of what `score` takes besides data, model and folder."""
+    parameters = inspect.signature(score).parameters
+    return {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+
+
+def _score(
+    data: _PathLike | Iterable[Row], models: Mapping[Path, str], options: Mapping[str, Any]
+) -> list[ScoreStore]:
+    """Score the rows under every model into its folder."""
+    from atlantis.scoring import stage as scoring
+
+    jobs = _prepare(data, list(models.values()), options)
+    with ExitStack() as locks:
+        for out in models:
+            locks.enter_context(exclusive(out))
+        return scoring.run_all(dict(zip(models, jobs, strict=True)))
+
+
+def _prepare(
+    data: _PathLike | Iterable[Row], models: list[str], options: Mapping[str, Any]
+) -> "list[ScoringJob]":
+    from atlantis.models.loading import LoadingConfig
+    from atlantis.scoring import stage as scoring
+
+    def part(kind: type[BaseModel]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name in kind.model_fields}
+
+    unknown = options.keys() - _options().keys()
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
+    return scoring.prepare_all(
+        _rows(data),
+        models,
+        config=validated(scoring.ScoringConfig, part(scoring.ScoringConfig), where="score"),
+        loading=validated(LoadingConfig, part(LoadingConfig), where="score"),
+        backend=_backend(
+            options["backend"],
+            options["base_url"],
+            options["served_model"],
+            options["api_key"],
+            options["parity_rows"],
+        ),
     )
 
 

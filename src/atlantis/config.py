@@ -20,7 +20,8 @@ from atlantis.evaluation.stage import EvaluationConfig
 from atlantis.models.loading import LoadingConfig
 from atlantis.recipes import builtin_recipes
 from atlantis.scoring.stage import ScoringConfig
-from atlantis.training.stage import TrainingConfig
+from atlantis.selection.stage import SelectionConfig
+from atlantis.training.config import Loss, TrainingConfig
 from atlantis.validation import validated
 from atlantis.weighting.schemes import Weighting
 
@@ -76,6 +77,24 @@ class ReferenceConfig(_Config):
         return self
 
 
+class ArmSelection(SelectionConfig):
+    """Training on some of the rows."""
+
+    judge: Literal["large", "small"] = "large"
+    """Whose instruction-following difficulty it is: the model's to be trained (IFD), or the small
+    base model's (Superfiltering)."""
+
+    @model_validator(mode="after")
+    def _is_of_scores_alone(self) -> Self:
+        if self.pool is not None:
+            raise ValueError("pool needs embeddings; it is an option of 'atlantis select' only")
+        if self.keep_weights:
+            raise ValueError(
+                "keep_weights goes without saying: selected rows keep the arm's weights"
+            )
+        return self
+
+
 class ArmConfig(_Config):
     """One way of training the large model."""
 
@@ -83,11 +102,18 @@ class ArmConfig(_Config):
     """The noisy rows, these and the trusted ones, or only those whose label is the true one."""
     weights: Weighting | None = None
     """How the rows are weighted; None for ones."""
+    select: ArmSelection | None = None
+    """Train on some of the rows only, for as many epochs; by default on all of them, for as many
+    steps as every other arm."""
+    loss: Loss | None = None
+    """Loss of a token in this arm; None for that of ``training``."""
 
     @model_validator(mode="after")
     def _only_training_rows_have_weights(self) -> Self:
-        if self.weights is not None and self.rows != "train":
+        if (self.weights or self.select) is not None and self.rows != "train":
             raise ValueError("weights are computed for the training rows: use rows: train")
+        if self.select is not None and self.select.method == "weight" and self.weights is None:
+            raise ValueError("select by weight needs weights")
         return self
 
 
@@ -129,6 +155,21 @@ class RunConfig(_Config):
                 raise ValueError(f"{role}: {name!r} is no arm; there are {', '.join(self.arms)}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} has a seed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_have_their_scores(self) -> Self:
+        if self.reference.training.loss.columns:
+            raise ValueError(
+                f"reference.training.loss {self.reference.training.loss.name} needs scores of "
+                "other models, which the reference's rows do not have"
+            )
+        for name, arm in self.arms.items():
+            loss = arm.loss or self.training.loss
+            if loss.columns and arm.rows == "train+trusted":
+                raise ValueError(
+                    f"arms.{name}: loss {loss.name} needs scores, and trusted rows have none"
+                )
         return self
 
     @model_validator(mode="after")

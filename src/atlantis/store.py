@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from atlantis.disk import digest_file, read_json, read_table, write_json, write_table
+from atlantis.disk import digest_file, digest_json, read_json, read_table, write_json, write_table
 from atlantis.errors import StoreError
 from atlantis.journal import Journal
 from atlantis.records import TokenScores
@@ -46,6 +46,11 @@ class ScoreStore:
     def fingerprint(self) -> dict[str, Any]:
         """What the scores depend on: model, tokenizer, rendered text, limits, dtype, versions."""
         return self._manifest()["fingerprint"]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the scores and of all that they depend on."""
+        return digest_json(self._manifest())
 
     @property
     def is_complete(self) -> bool:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import atlantis as package
 from atlantis.cli.train import train
 from atlantis.errors import ConfigError, DataError
-from atlantis.training.stage import LoraSettings, TrainingConfig
+from atlantis.training.config import LoraSettings, TrainingConfig
 
 LABELS = ("yes", "no", "maybe")
 TRAINING = ("--learning-rate", 0.01, "--epochs", 1, "--batch-size", 8)
@@ -316,9 +316,24 @@ def test_the_public_names_exist_and_no_others_are_promised():
 def test_the_options_of_train_are_the_settings_of_training():
     options = {name: p.default for name, p in inspect.signature(train).parameters.items()}
     settings = {name: f.default for name, f in TrainingConfig.model_fields.items()}
-    del settings["lora"]
+    del settings["lora"], settings["report_to"]
+    settings["loss"] = settings["loss"].name
     assert {name: options[name] for name in settings} == settings
+    assert "report_to" in options
     assert {f"lora_{name}" for name in LoraSettings.model_fields} <= options.keys()
+
+
+def test_several_models_are_scored_in_one_command(atlantis, workspace, tiny_models, tmp_path):
+    data = workspace / "train.jsonl"
+    named = [f"--model={name}={tiny_models / name}" for name in ("large", "small")]
+    done = atlantis("score", data, *named, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in done.out]
+    assert [line["num_examples"] for line in lines] == [40, 40]
+    alone = atlantis("score", data, "--model", tiny_models / "small", "--out", tmp_path / "alone")
+    assert alone.code == 0
+    for path in (tmp_path / "alone").glob("part-*"):
+        assert path.read_bytes() == (tmp_path / "out" / "small" / path.name).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -398,9 +413,9 @@ def test_doctor_fails_where_a_needed_package_is_missing(atlantis, monkeypatch):
 def test_a_signal_is_one_line_and_its_own_exit_code(
     workspace, tiny_models, atlantis, tmp_path, monkeypatch, signum, code
 ):
-    from atlantis.scoring.stage import ScoringJob
+    from atlantis.scoring import stage
 
-    monkeypatch.setattr(ScoringJob, "run", lambda *_, **__: signal.raise_signal(signum))
+    monkeypatch.setattr(stage, "run_all", lambda *_, **__: signal.raise_signal(signum))
     files = (workspace / "train.jsonl", "--model", tiny_models / "small", "--out", tmp_path / "s")
     before = signal.getsignal(signum)
     done = atlantis("score", *files)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import atlantis
 from atlantis.data.sources import open_source
-from atlantis.training.stage import training_rows
+from atlantis.training.rows import training_rows
 from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "weighted_sft_loop.py"

@@ -19,6 +19,7 @@ from atlantis.models.loading import LoadingConfig
 from atlantis.records import Example
 from atlantis.stages import Stage
 from atlantis.training import checkpoints, stage
+from atlantis.training.config import TrainingConfig
 from atlantis.training.resuming import CheckpointCallback
 
 NUM_KILLS = 20
@@ -61,7 +62,7 @@ def train(model, out, *, rows=ROWS, weights=None, seed=0, num_steps=None, **chan
         weights or weights_of(rows),
         model,
         out,
-        config=stage.TrainingConfig.model_validate(SETTINGS | changes),
+        config=TrainingConfig.model_validate(SETTINGS | changes),
         loading=LoadingConfig(),
         max_length=128,
         seed=seed,

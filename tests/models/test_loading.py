@@ -23,7 +23,6 @@ from atlantis.models import sources
 from atlantis.models.encoder_decoder import decoder_start_token
 from atlantis.models.loading import (
     LoadingConfig,
-    check_decoder_only,
     fingerprint_model,
     is_encoder_decoder,
     load_model,
@@ -213,7 +212,6 @@ def test_a_folder_with_an_adapter_is_a_model(base, adapter, tmp_path, bpe_tokeni
     assert torch.equal(logits(load_model(adapter, CPU)), right)
     assert load_tokenizer(adapter).get_vocab() == load_tokenizer(str(base)).get_vocab()
     assert not is_encoder_decoder(adapter)
-    check_decoder_only(adapter)
     own = tmp_path / "with_tokenizer"
     shutil.copytree(adapter, own)
     bpe_tokenizer.chat_template, before = "{{ messages }}", bpe_tokenizer.chat_template
@@ -365,8 +363,6 @@ def test_an_encoder_decoder_is_known_by_its_configuration(seq2seq, base):
     assert decoder_start_token(str(seq2seq)) == 1
     assert decoder_start_token(str(base)) is None
     assert isinstance(load_model(str(seq2seq), CPU), T5ForConditionalGeneration)
-    with pytest.raises(ModelError, match="is an encoder-decoder model"):
-        check_decoder_only(str(seq2seq))
 
 
 def test_an_encoder_decoder_without_a_start_token_is_refused(seq2seq, tmp_path):

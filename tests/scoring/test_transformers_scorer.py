@@ -95,6 +95,30 @@ def test_scores_equal_plain_logits_for_every_batch_size_and_order(
         check(score_all(scorer, rows, token_budget=token_budget), expected)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "gpt2"])
+def test_rows_laid_end_to_end_have_the_scores_that_they_have_alone(
+    tiny_model, tokenized, architecture
+):
+    model = tiny_model(architecture)
+    expected = naive_scores(model, tokenized, end_of_turn=False)
+    scorer = TransformersScorer(model, padding_free=True)
+    assert scorer.is_padding_free
+    for token_budget in (40, 300, 100_000):
+        check(score_all(scorer, tokenized, token_budget=token_budget), expected)
+
+
+def test_rows_are_padded_where_anything_but_attention_mixes_tokens(tiny_model, monkeypatch):
+    model = tiny_model("qwen2")
+    attend = model.model.layers[0].self_attn.forward
+
+    def leaking(hidden_states, **options):
+        out, *rest = attend(hidden_states, **options)
+        return out + hidden_states.cumsum(1), *rest
+
+    monkeypatch.setattr(model.model.layers[0].self_attn, "forward", leaking)
+    assert not TransformersScorer(model, padding_free=True).is_padding_free
+
+
 @pytest.mark.parametrize("padding", [3, 40])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_long_neighbour_changes_nothing(tiny_model, tokenized, architecture, padding):

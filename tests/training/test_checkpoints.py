@@ -13,8 +13,8 @@ import pytest
 
 from atlantis.errors import ConfigError, ResumableError, StoreError
 from atlantis.training import checkpoints
+from atlantis.training.config import TrainingConfig
 from atlantis.training.resuming import saving, signals_wait
-from atlantis.training.stage import TrainingConfig
 from atlantis.validation import validated
 
 FILES = ("model.safetensors", "optimizer.pt", "rng_state.pth", "part/adapter.bin")

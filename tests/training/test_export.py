@@ -21,7 +21,7 @@ from atlantis.training.export import (
     TrlLayout,
     export,
 )
-from atlantis.training.stage import training_rows
+from atlantis.training.rows import training_rows
 from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": [2]}}}

@@ -1,71 +1,76 @@
-"""`WeightedSFTTrainer` against stock TRL and against a float64 hand computation."""
+"""`WeightedSFTTrainer` against a float64 hand computation, which also finds what it must not do."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-from trl import SFTConfig, SFTTrainer
 
 from atlantis.errors import ConfigError, WeightError
 from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
 
-VOCABULARY = 40
+END_OF_TURN = 0  # the tokenizer's
+NORMALISERS = ("token_mean", "example_mean", "sequence_sum")
+LAYOUTS = {
+    "padded": {},
+    "packed": {"packing": True, "max_length": 32},
+    "padding_free": {"padding_free": True, "max_length": None},
+}
+NUM_ROWS, NUM_PACKED = 24, 8
+TOLERANCE = 1e-5  # float32 against float64
 
 
-@pytest.fixture
-def tokenizer():
-    words = {f"w{i}": i for i in range(VOCABULARY - 2)} | {"<pad>": 38, "<eos>": 39}
-    inner = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    inner.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>", unk_token="<pad>"
-    )
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.3,  # far from uniform predictions, which hide wrong normalisers
-    )
-    return Qwen2ForCausalLM(config)
-
-
-def ragged_rows(num_rows: int, *, weights: bool = True) -> Dataset:
+def ragged_rows(num_rows: int = NUM_ROWS) -> list[dict]:
+    """Lopsided weights; some rows have no prompt."""
     generator = torch.Generator().manual_seed(1)
     rows = []
     for _ in range(num_rows):
         length = int(torch.randint(4, 14, (1,), generator=generator))
-        boundary = int(torch.randint(1, length - 1, (1,), generator=generator))
-        ids = torch.randint(0, VOCABULARY - 2, (length,), generator=generator).tolist()
-        row = {"input_ids": ids, "labels": [-100] * boundary + ids[boundary:]}
-        if weights:
-            row["weight"] = float(torch.randn(1, generator=generator).mul(1.5).exp())
-        rows.append(row)
-    return Dataset.from_list(rows)
+        boundary = int(torch.randint(0, length - 1, (1,), generator=generator))
+        ids = torch.randint(2, 320, (length - 1,), generator=generator).tolist()
+        ids.append(END_OF_TURN)
+        weight = float(torch.randn(1, generator=generator).mul(1.5).exp())
+        labels = [-100] * boundary + ids[boundary:]
+        rows.append({"input_ids": ids, "labels": labels, "weight": weight})
+    return rows
 
 
-def arguments(cls, folder: Path, **changes):
-    return cls(
+def normaliser_of(rows: list[dict], normaliser: str) -> int:
+    """Trained tokens or examples; neither looks at the weights."""
+    if normaliser != "token_mean":
+        return len(rows)
+    return sum(label != -100 for row in rows for label in row["labels"][1:])
+
+
+def hand_computed_gradient(model, rows: list[dict], normaliser: str) -> torch.Tensor:
+    """The definition, one example at a time in float64, from the model's own logits."""
+    double = copy.deepcopy(model).double()
+    total = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        logprobs = double(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
+        targets = torch.tensor(row["labels"])[1:]
+        kept = targets != -100
+        nll = -logprobs[kept].gather(-1, targets[kept][:, None]).sum()
+        total = total + row["weight"] * (nll / kept.sum() if normaliser == "example_mean" else nll)
+    (total / normaliser_of(rows, normaliser)).backward()
+    return torch.cat([p.grad.flatten() for p in double.parameters()])
+
+
+class KeepsGradient(WeightedSFTTrainer):
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+
+        def keep(*_):
+            self.gradient = torch.cat([p.grad.flatten().double() for p in self.model.parameters()])
+
+        optimizer.register_step_pre_hook(keep)
+        return optimizer
+
+
+def arguments(folder, **changes) -> WeightedSFTConfig:
+    return WeightedSFTConfig(
         output_dir=str(folder),
         **{
-            "per_device_train_batch_size": 8,
-            "learning_rate": 0.01,
-            "logging_steps": 1,
             "max_steps": 1,
             "max_grad_norm": 1e9,
             "save_strategy": "no",
@@ -79,139 +84,179 @@ def arguments(cls, folder: Path, **changes):
     )
 
 
-def hand_computed_gradient(model, dataset: Dataset, normaliser: str) -> torch.Tensor:
-    """The definition, one example at a time in float64, from the model's own logits."""
-    double = copy.deepcopy(model).double()
-    total, num_tokens = torch.zeros((), dtype=torch.float64), 0
-    for row in dataset:
-        ids = torch.tensor([row["input_ids"]])
-        logprobs = double(ids).logits[0, :-1].log_softmax(-1)
-        targets = torch.tensor(row["labels"])[1:]
-        kept = targets != -100
-        nll = -logprobs[kept].gather(-1, targets[kept][:, None]).sum()
-        total = total + row["weight"] * (nll / kept.sum() if normaliser == "example_mean" else nll)
-        num_tokens += int(kept.sum())
-    (total / (num_tokens if normaliser == "token_mean" else len(dataset))).backward()
-    return torch.cat([p.grad.flatten() for p in double.parameters()])
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model("qwen2").train()
 
 
-class KeepsGradient(WeightedSFTTrainer):
-    def create_optimizer(self, *args, **kwargs):
-        optimizer = super().create_optimizer(*args, **kwargs)
+@pytest.fixture
+def gradient(model, bpe_tokenizer, tmp_path):
+    """Gradient of one optimizer step over all rows, in so many micro-batches."""
 
-        def keep(*_):
-            self.gradient = torch.cat(
-                [p.grad.flatten().double() for p in self.model.parameters() if p.requires_grad]
-            )
+    def train(
+        rows,
+        layout="padded",
+        *,
+        accumulation=1,
+        trainer_class=KeepsGradient,
+        tokenizer=None,
+        **more,
+    ):
+        packed = layout == "packed" and accumulation > 1
+        changes = {
+            "per_device_train_batch_size": (NUM_PACKED if packed else len(rows)) // accumulation,
+            "gradient_accumulation_steps": accumulation,
+        }
+        trainer = trainer_class(
+            copy.deepcopy(model),
+            arguments(tmp_path, **changes, **LAYOUTS[layout], **more),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer or bpe_tokenizer,
+        )
+        trainer.train()
+        assert trainer.state.epoch == 1.0
+        assert trainer.current_gradient_accumulation_steps == accumulation
+        return trainer.gradient
 
-        optimizer.register_step_pre_hook(keep)
-        return optimizer
+    return train
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("normaliser", ["token_mean", "example_mean", "sequence_sum"])
-@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("accumulation", [1, 4, 8])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_equals_a_float64_hand_computation(
-    model, tokenizer, tmp_path, normaliser, batch, accumulation
+    model, gradient, layout, accumulation, normaliser
 ):
-    dataset = ragged_rows(8)
-    expected = hand_computed_gradient(model, dataset, normaliser)
-    trainer = KeepsGradient(
-        model,
-        arguments(
-            WeightedSFTConfig,
-            tmp_path,
-            loss_normaliser=normaliser,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulation,
-        ),
-        train_dataset=dataset,
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    assert relative_error(trainer.gradient, expected) < 1e-5  # float32 against float64
+    rows = ragged_rows()
+    expected = hand_computed_gradient(model, rows, normaliser)
+    found = gradient(rows, layout, accumulation=accumulation, loss_normaliser=normaliser)
+    assert relative_error(found, expected) < TOLERANCE
 
 
-def test_gradient_of_packed_rows_equals_the_hand_computation(model, tokenizer, tmp_path):
-    dataset = ragged_rows(8)
-    expected = hand_computed_gradient(model, dataset, "token_mean")
-    trainer = KeepsGradient(
-        model,
-        arguments(WeightedSFTConfig, tmp_path, packing=True, max_length=32),
-        train_dataset=dataset,
-        processing_class=tokenizer,
-    )
-    assert len(trainer.train_dataset) < 8
-    trainer.train()
-    assert relative_error(trainer.gradient, expected) < 1e-5
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weight_two_is_the_example_twice_up_to_the_normaliser(gradient, layout, normaliser):
+    rows = ragged_rows()
+    doubled = [{**row, "weight": row["weight"] * (1 + (i == 7))} for i, row in enumerate(rows)]
+    sums = [
+        gradient(data, layout, loss_normaliser=normaliser) * normaliser_of(data, normaliser)
+        for data in (doubled, [*rows, rows[7]])
+    ]
+    assert relative_error(*sums) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2},
-        {"packing": True, "max_length": 32},
-        {"loss_type": "dft"},
-        {"lora": True},
-    ],
-    ids=["padded", "accumulated", "packed", "dft", "lora"],
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weight_zero_is_the_example_absent_up_to_the_normaliser(gradient, layout, normaliser):
+    # The normaliser counts it all the same: weights have mean one over the data set.
+    rows = ragged_rows()
+    silenced = [{**row, "weight": row["weight"] * (i != 7)} for i, row in enumerate(rows)]
+    sums = [
+        gradient(data, layout, loss_normaliser=normaliser) * normaliser_of(data, normaliser)
+        for data in (silenced, [*rows[:7], *rows[8:]])
+    ]
+    assert relative_error(*sums) < TOLERANCE
+
+
+def test_an_end_of_turn_that_is_also_the_padding_is_trained(model, gradient, bpe_tokenizer):
+    tokenizer = copy.deepcopy(bpe_tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = ragged_rows()
+    expected = hand_computed_gradient(model, rows, "token_mean")
+    assert relative_error(gradient(rows, tokenizer=tokenizer), expected) < TOLERANCE
+
+
+class NormalisesEachMicroBatch(KeepsGradient):
+    """Means of micro-batches, averaged: their tokens do not count alike."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        own = inputs["token_counts"][:, 1:].sum() * self.current_gradient_accumulation_steps
+        return super().compute_loss(model, inputs, return_outputs, own)
+
+
+class LetsWeightsCancel(KeepsGradient):
+    """Divides a micro-batch by its own weights: alone in one, every example has weight one."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        own = inputs["token_weights"][:, 1:].sum() * self.current_gradient_accumulation_steps
+        return super().compute_loss(model, inputs, return_outputs, own)
+
+
+class DividesBySteps(KeepsGradient):
+    """Lets the Trainer divide again by the accumulation steps."""
+
+    loss_is_scaled_for_ga = False
+
+
+class MasksEndsOfTurn(KeepsGradient):
+    """Takes the end of a turn for padding."""
+
+    def _prepare_dataset(self, dataset, *args):
+        labels = [[-100 if y == END_OF_TURN else y for y in row] for row in dataset["labels"]]
+        return super()._prepare_dataset(
+            dataset.remove_columns("labels").add_column("labels", labels), *args
+        )
+
+
+class ForgetsWeights(KeepsGradient):
+    """What stock TRL does with a column of weights."""
+
+    def _prepare_dataset(self, dataset, *args):
+        ones = [1.0] * len(dataset)
+        return super()._prepare_dataset(
+            dataset.remove_columns("weight").add_column("weight", ones), *args
+        )
+
+
+class WeighsPackedRowsByPosition(KeepsGradient):
+    """The packer did not carry the weights: a packed row takes that of the row at its place."""
+
+    def _prepare_dataset(self, dataset, *args):
+        packed = super()._prepare_dataset(dataset, *args)
+        placed = zip(packed["token_counts"], dataset["weight"], strict=False)
+        weights = [[weight if count else 0.0 for count in row] for row, weight in placed]
+        return packed.remove_columns("token_weights").add_column("token_weights", weights)
+
+
+class WeighsTheTokenBefore(KeepsGradient):
+    """Weights and next tokens are a position apart."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs["token_weights"] = inputs["token_weights"].roll(1, dims=1)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+EVERY_LAYOUT = (
+    NormalisesEachMicroBatch,
+    LetsWeightsCancel,
+    DividesBySteps,
+    MasksEndsOfTurn,
+    ForgetsWeights,
+    WeighsTheTokenBefore,
 )
-def test_unit_weights_are_stock_sft_trainer_step_for_step(model, tokenizer, tmp_path, changes):
-    rows = ragged_rows(48, weights=False)
-    changes = dict(changes)
-    peft = LoraConfig(r=4, target_modules="all-linear") if changes.pop("lora", False) else None
-    runs = {}
-    for name, cls, config, data in [
-        ("stock", SFTTrainer, SFTConfig, rows),
-        ("ours", WeightedSFTTrainer, WeightedSFTConfig, rows.add_column("weight", [1.0] * 48)),
-    ]:
-        trainer = cls(
-            copy.deepcopy(model),
-            arguments(config, tmp_path / name, max_steps=20, **changes),
-            train_dataset=data,
-            processing_class=tokenizer,
-            peft_config=peft,
-        )
-        trainer.train()
-        runs[name] = torch.tensor(
-            [[log["loss"], log["grad_norm"]] for log in trainer.state.log_history if "loss" in log],
-            dtype=torch.float64,
-        )
-    difference = (runs["ours"] / runs["stock"] - 1).abs()
-    assert runs["stock"].shape == (20, 2)
-    assert difference.max() < 1e-4  # twenty steps of float32 arithmetic in another order
-    assert difference[:3].max() < 2e-6
+MUTANTS = [(mutant, layout) for mutant in EVERY_LAYOUT for layout in LAYOUTS]
+MUTANTS.append((WeighsPackedRowsByPosition, "packed"))
 
 
-def test_weight_two_is_the_example_twice_up_to_the_normaliser(model, tokenizer, tmp_path):
-    rows = ragged_rows(4).to_list()
-    doubled = [{**row, "weight": 2.0 if i == 1 else 1.0} for i, row in enumerate(rows)]
-    repeated = [{**row, "weight": 1.0} for row in [*rows, rows[1]]]
-    gradients, tokens = [], []
-    for data in (doubled, repeated):
-        trainer = KeepsGradient(
-            copy.deepcopy(model),
-            arguments(WeightedSFTConfig, tmp_path),
-            train_dataset=Dataset.from_list(data),
-            processing_class=tokenizer,
-        )
-        trainer.train()
-        gradients.append(trainer.gradient)
-        tokens.append(sum(label != -100 for row in data for label in row["labels"]))
-    assert relative_error(gradients[0] * tokens[0], gradients[1] * tokens[1]) < 1e-5
+@pytest.mark.parametrize(("mutant", "layout"), MUTANTS)
+def test_the_hand_computation_finds_every_mutant(model, gradient, mutant, layout):
+    rows = ragged_rows()
+    expected = hand_computed_gradient(model, rows, "token_mean")
+    found = gradient(rows, layout, accumulation=4, trainer_class=mutant)
+    assert relative_error(found, expected) > 1000 * TOLERANCE
 
 
-def test_a_training_set_without_weights_is_refused(model, tokenizer, tmp_path):
+def test_a_training_set_without_weights_is_refused(model, bpe_tokenizer, tmp_path):
     with pytest.raises(WeightError, match="no column 'weight'"):
         WeightedSFTTrainer(
             model,
-            arguments(WeightedSFTConfig, tmp_path),
-            train_dataset=ragged_rows(4, weights=False),
-            processing_class=tokenizer,
+            arguments(tmp_path),
+            train_dataset=Dataset.from_list(ragged_rows(4)).remove_columns("weight"),
+            processing_class=bpe_tokenizer,
         )
 
 
@@ -223,14 +268,14 @@ def test_a_training_set_without_weights_is_refused(model, tokenizer, tmp_path):
         ([0.0, 0.0], "sum to zero"),
     ],
 )
-def test_unusable_weights_are_refused(model, tokenizer, tmp_path, weights, message):
-    rows = ragged_rows(2, weights=False).add_column("weight", weights)
+def test_unusable_weights_are_refused(model, bpe_tokenizer, tmp_path, weights, message):
+    rows = Dataset.from_list(ragged_rows(2)).remove_columns("weight").add_column("weight", weights)
     with pytest.raises(WeightError, match=message):
         WeightedSFTTrainer(
             model,
-            arguments(WeightedSFTConfig, tmp_path),
+            arguments(tmp_path),
             train_dataset=rows,
-            processing_class=tokenizer,
+            processing_class=bpe_tokenizer,
         )
 
 
@@ -245,4 +290,4 @@ def test_unusable_weights_are_refused(model, tokenizer, tmp_path, weights, messa
 )
 def test_options_that_cannot_be_right_are_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        arguments(WeightedSFTConfig, tmp_path, **changes)
+        arguments(tmp_path, **changes)

@@ -17,6 +17,7 @@ from atlantis.cli.export import export
 from atlantis.cli.output import put
 from atlantis.cli.recipes import quickstart, recipes, report, run
 from atlantis.cli.score import score
+from atlantis.cli.select import select
 from atlantis.cli.train import train
 from atlantis.cli.weigh import weigh
 
@@ -28,7 +29,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's panels cut long option names on a narrow terminal
     pretty_exceptions_enable=False,
 )
-for command in (run, quickstart, report, score, weigh, train, export, evaluate, recipes, doctor):
+for command in (run, quickstart, report, score, weigh, select, train, export, evaluate):
+    app.command()(command)
+for command in (recipes, doctor):
     app.command()(command)
 
 

@@ -91,10 +91,10 @@ def _validated(
 def _evaluate(task: "LabelTask", model: str, out: Path, settings: _Settings) -> bool:
     from atlantis.cli.once import make_once
     from atlantis.evaluation import stage as evaluation
-    from atlantis.models.loading import check_decoder_only
+    from atlantis.models.encoder_decoder import decoder_start_token
 
     quiet_libraries()
-    check_decoder_only(model)
+    decoder_start_token(model)  # refuses what is no model before anything is read
     fingerprint = _fingerprint(task, model, settings)
 
     def work(folder: Path) -> None:

@@ -1,13 +1,16 @@
 """Errors and signals -> one line on standard error and an exit code."""
 
+import os
 import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from atlantis.cli.output import say
 from atlantis.errors import InputError, ResumableError
+from atlantis.launch import outcomes
 
 EXIT_RESUMABLE = 1
 EXIT_INPUT = 2
@@ -38,16 +41,18 @@ def exit_codes() -> Generator[None]:
         try:
             yield
         except InputError as error:
-            _exit("error", error, EXIT_INPUT)
+            end("error", error, EXIT_INPUT)
         except ResumableError as error:
-            _exit("stopped", error, EXIT_RESUMABLE)
+            end("stopped", error, EXIT_RESUMABLE)
         except _PATH_ERRORS as error:
-            _exit("error", f"{error.filename}: {error.strerror}; correct the path", EXIT_INPUT)
+            end("error", f"{error.filename}: {error.strerror}; correct the path", EXIT_INPUT)
         except OSError as error:
-            _exit("stopped", error, EXIT_RESUMABLE)
+            end("stopped", error, EXIT_RESUMABLE)
         except _StoppedError as error:
+            if outcomes.is_launched():  # who sent the signal says so
+                sys.exit(128 + error.signum)
             name = signal.Signals(error.signum).name
-            _exit("stopped", f"{name}; run the same command to go on", 128 + error.signum)
+            end("stopped", f"{name}; run the same command to go on", 128 + error.signum)
 
 
 @contextmanager
@@ -64,6 +69,11 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise _StoppedError(signum)
 
 
-def _exit(word: str, reason: object, code: int) -> None:
-    say(f"{word}: {' '.join(str(reason).split())}", style="bold red")
+def end(word: str, reason: object, code: int) -> NoReturn:
+    """Say why, and exit; of several processes one says it."""
+    line = " ".join(str(reason).split())
+    if outcomes.is_launched():
+        outcomes.leave(code, word, line)
+    elif os.environ.get("RANK", "0") == "0":
+        say(f"{word}: {line}", style="bold red")
     sys.exit(code)

@@ -1,5 +1,6 @@
 """``atlantis score``: data and a model to a score store."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,6 @@ from atlantis.cli.options import (
     Dtype,
     Json,
     MaxLength,
-    Model,
     Out,
     Truncation,
 )
@@ -26,7 +26,14 @@ _API_KEY = "OPENAI_API_KEY"
 
 def score(
     data: Data,
-    model: Model,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            help="Folder or Hub name of a language model. Several in one pass: NAME=MODEL each, "
+            "scores in OUT/NAME.",
+        ),
+    ],
     out: Out,
     max_length: MaxLength = 1024,
     truncation: Truncation = "drop",
@@ -40,6 +47,9 @@ def score(
             "--score-end-of-turn", help="Count the end-of-turn token as part of the completion."
         ),
     ] = False,
+    condition: Annotated[
+        str, typer.Option(help="Score completions after their prompt (prompt), or alone (none).")
+    ] = "prompt",
     token_budget: Annotated[
         str, typer.Option(help="Padded tokens of one pass: a number, or auto to measure it.")
     ] = "auto",
@@ -86,42 +96,58 @@ def score(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Log-probability of every completion under a model.
+    """Log-probability of every completion under a model, or under several in one pass.
 
     Writes Parquet parts and a manifest; a rerun goes on where it stopped.
     """
     from atlantis import api
 
     quiet_libraries()
-    store = api.score(
-        data,
-        model=model,
-        out=out,
-        max_length=max_length,
-        truncation=truncation,
-        template=template,
-        chat_template=chat_template,
-        score_end_of_turn=score_end_of_turn,
-        token_budget=_budget(token_budget),
-        tokenizer_workers=tokenizer_workers,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        attention=attention,
-        quantization=quantization,
-        revision=revision,
-        adapter=adapter,
-        trust_remote_code=trust_remote_code,
-        backend=backend,
-        base_url=base_url,
-        served_model=served_model,
-        api_key=api_key if backend == "server" else None,  # it may stand in the environment
-        parity_rows=parity_rows,
-    )
-    summary = _summary(store)
-    if verify:
-        summary["num_verified"] = store.verify()
-    _show(store, summary, as_json=as_json)
+    options = {
+        "max_length": max_length,
+        "truncation": truncation,
+        "template": template,
+        "chat_template": chat_template,
+        "score_end_of_turn": score_end_of_turn,
+        "condition": condition,
+        "token_budget": _budget(token_budget),
+        "tokenizer_workers": tokenizer_workers,
+        "dtype": dtype,
+        "device": device,
+        "device_map": device_map,
+        "attention": attention,
+        "quantization": quantization,
+        "revision": revision,
+        "adapter": adapter,
+        "trust_remote_code": trust_remote_code,
+        "backend": backend,
+        "base_url": base_url,
+        "served_model": served_model,
+        "api_key": api_key if backend == "server" else None,  # it may stand in the environment
+        "parity_rows": parity_rows,
+    }
+    if len(model) == 1:
+        stores = [api.score(data, model=model[0], out=out, **options)]
+    else:
+        stores = list(api.score_models(data, _by_name(model), out=out, **options).values())
+    for store in stores:
+        summary = _summary(store)
+        if verify:
+            summary["num_verified"] = store.verify()
+        _show(store, summary, as_json=as_json)
+
+
+def _by_name(models: Sequence[str]) -> dict[str, str]:
+    """What several ``NAME=MODEL`` say."""
+    found: dict[str, str] = {}
+    for text in models:
+        name, equals, model = text.partition("=")
+        if not (name and equals and model):
+            raise ConfigError(f"--model {text}: with several models, write NAME=MODEL for each")
+        if name in found:
+            raise ConfigError(f"--model {text}: the name {name!r} stands there twice")
+        found[name] = model
+    return found
 
 
 def _budget(text: str) -> int | str:

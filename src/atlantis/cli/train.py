@@ -1,5 +1,6 @@
 """``atlantis train``: a data file and weights to a fine-tuned checkpoint."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -9,11 +10,13 @@ import typer
 from atlantis.cli.options import ChatTemplate, Force, Json, MaxLength, Model, Out, Truncation
 from atlantis.cli.output import put, put_json, quiet_libraries, warn
 from atlantis.errors import ConfigError
+from atlantis.launch.outcomes import is_launched
 
 if TYPE_CHECKING:
     from atlantis.cli.weighted_rows import Reading, WeightedRows
     from atlantis.data.tokenization import Truncation as Policy
-    from atlantis.training.stage import TrainingConfig
+    from atlantis.store import ScoreStore
+    from atlantis.training.config import TrainingConfig
 
 
 def train(
@@ -40,8 +43,18 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.0,
     max_grad_norm: Annotated[float, typer.Option(help="Gradients are clipped to this norm.")] = 1.0,
     loss: Annotated[
-        str, typer.Option(help="Token factor: nll (one) or dft (the token's probability).")
-    ] = "nll",
+        str,
+        typer.Option(
+            help="Loss of a token: sft, dft, sft_kl, asft, iw_sft, iw_sft_token, chord_phi, eaft, "
+            "psft; with settings: '{name: dft, floor: 0.1}'."
+        ),
+    ] = "sft",
+    reference_scores: Annotated[
+        Path | None, typer.Option(help="Scores of these rows under the reference, for iw_sft.")
+    ] = None,
+    base_scores: Annotated[
+        Path | None, typer.Option(help="Scores under the base model, for sft_kl and asft.")
+    ] = None,
     loss_normaliser: Annotated[
         str, typer.Option(help="A step's divisor: token_mean, example_mean, sequence_sum.")
     ] = "token_mean",
@@ -67,12 +80,31 @@ def train(
         str | None,
         typer.Option(help="Modules with an adapter, comma-separated; by default all-linear."),
     ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(help="QLoRA: frozen weights in 4bit or 8bit under the adapters, saved alone."),
+    ] = None,
     checkpoint_steps: Annotated[
         str,
         typer.Option(
             help="Steps between checkpoints, or never; by default a tenth of all, at least 50."
         ),
     ] = "auto",
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(help="Also show metrics on tensorboard, trackio or wandb. Repeatable."),
+    ] = None,
+    launch: Annotated[
+        str | None,
+        typer.Option(
+            help="Train in several processes: ddp, fsdp2, zero3, zero3-offload, or a configuration "
+            "file of accelerate."
+        ),
+    ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --launch; by default the file's number, or one per GPU."),
+    ] = None,
     max_length: MaxLength = 1024,
     truncation: Truncation = "drop",
     chat_template: ChatTemplate = None,
@@ -87,6 +119,8 @@ def train(
     The same command goes on where it was stopped. What was made from the same inputs already is
     left alone.
     """
+    if _has_run_launched(launch, num_processes):
+        return
     lora = _lora(lora_r, lora_alpha, lora_dropout, lora_target_modules)
     settings = {
         "learning_rate": learning_rate,
@@ -97,16 +131,35 @@ def train(
         "schedule": schedule,
         "weight_decay": weight_decay,
         "max_grad_norm": max_grad_norm,
-        "loss": loss,
+        "loss": _loss(loss),
         "loss_normaliser": loss_normaliser,
         "group_by_length": group_by_length,
         "bf16": bf16,
         "activation_checkpointing": activation_checkpointing,
         "lora": lora,
+        "quantization": quantization,
         "checkpoint_steps": checkpoint_steps,
+        "report_to": report_to or (),
     }
-    rows = _Rows(data, weights, max_length, _truncation(truncation), chat_template)
+    from atlantis.store import ScoreStore
+    from atlantis.training.losses import BASE, REFERENCE
+
+    given = {REFERENCE: reference_scores, BASE: base_scores}
+    scores = {column: ScoreStore(path) for column, path in given.items() if path is not None}
+    rows = _Rows(data, weights, max_length, _truncation(truncation), chat_template, scores)
     _train(rows, model, out, settings, seed=seed, force=force, as_json=as_json)
+
+
+def _has_run_launched(config: str | None, num_processes: int | None) -> bool:
+    """Whether processes of a launch have done it; False in these, and without one."""
+    if config is None and num_processes is not None:
+        raise ConfigError("--num-processes has no effect without --launch; give a configuration")
+    if config is None or is_launched():
+        return False
+    from atlantis.cli.launching import launch
+
+    launch(config, num_processes, sys.argv[1:])
+    return True
 
 
 class _Rows(NamedTuple):
@@ -117,6 +170,20 @@ class _Rows(NamedTuple):
     max_length: int
     truncation: "Policy"
     chat_template: str | None
+    scores: "Mapping[str, ScoreStore]"
+    """Score stores by the column that the loss reads them as."""
+
+
+def _loss(text: str) -> Any:
+    """A name, or a mapping written as YAML."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(
+            f"--loss {text}: not valid YAML; write '{{name: ..., key: value}}'"
+        ) from None
 
 
 def _truncation(name: str) -> "Policy":
@@ -154,18 +221,21 @@ def _train(
     force: bool,
     as_json: bool,
 ) -> None:
-    from atlantis.cli.once import make_once
+    from atlantis.cli.launching import make_once_together
     from atlantis.disk import read_json, write_json
-    from atlantis.models.loading import LoadingConfig, check_decoder_only
+    from atlantis.launch.configs import asked
+    from atlantis.models.loading import LoadingConfig
+    from atlantis.training import ranks
     from atlantis.training import stage as training
-    from atlantis.validation import validated
 
     quiet_libraries()
-    config = validated(training.TrainingConfig, settings, where="atlantis train")
-    check_decoder_only(model)
-    reading, weighted = _read(rows, model, force=force)
-    for warning in (*weighted.warnings, *_other_mean(weighted, config)):
-        warn(warning)
+    ranks.join(asked())
+    config, reading, weighted = ranks.main_first(
+        lambda: _checked(rows, model, settings, force=force)
+    )
+    if ranks.is_main():
+        for warning in (*weighted.warnings, *_other_mean(weighted, config)):
+            warn(warning)
     fingerprint = _fingerprint(rows, reading, model, config, seed=seed)
 
     def work(folder: Path) -> None:
@@ -180,13 +250,37 @@ def _train(
             truncation=reading.truncation,
             chat=rows.chat_template,
             seed=seed,
+            scores=rows.scores,
+            weighing=weighted.weighing,
         )
-        record = read_json(folder / "run.json")
-        record["left_out"] |= weighted.left_out
-        write_json(folder / "run.json", record)
+        if ranks.is_main():
+            record = read_json(folder / "run.json")
+            record["left_out"] |= weighted.left_out
+            write_json(folder / "run.json", record)
 
-    made = make_once(out, fingerprint, work, resumable=True)
-    _tell(out, made=made, as_json=as_json)
+    made = make_once_together(out, fingerprint, work)
+    if ranks.is_main():
+        _tell(out, made=made, as_json=as_json)
+    ranks.leave()
+
+
+def _checked(
+    rows: _Rows, model: str, settings: Mapping[str, Any], *, force: bool
+) -> "tuple[TrainingConfig, Reading, WeightedRows]":
+    """The settings and the rows, once nothing is wrong with them."""
+    from atlantis.cli.weighted_rows import refuse_other_reading
+    from atlantis.models.encoder_decoder import decoder_start_token
+    from atlantis.training.config import TrainingConfig
+    from atlantis.training.losses import check_scores
+    from atlantis.validation import validated
+
+    config = validated(TrainingConfig, settings, where="atlantis train")
+    check_scores(config.loss, rows.scores)
+    decoder_start_token(model)  # refuses what is no model before anything is read
+    reading, weighted = _read(rows, model, force=force)
+    for store in rows.scores.values():
+        refuse_other_reading(store.fingerprint, store.folder, reading)
+    return config, reading, weighted
 
 
 def _read(rows: _Rows, model: str, *, force: bool) -> "tuple[Reading, WeightedRows]":
@@ -222,8 +316,11 @@ def _fingerprint(
     import trl
 
     from atlantis.disk import digest_file
+    from atlantis.launch.configs import asked
     from atlantis.models.loading import fingerprint_model
     from atlantis.training.stage import VERSION
+
+    launch = asked()
 
     return {
         "code": VERSION,
@@ -231,9 +328,11 @@ def _fingerprint(
         "rendered_text": reading.digest.rendered_text,
         "weights": None if rows.weights is None else digest_file(rows.weights),
         "training": config.settings,
+        **{column: store.digest for column, store in rows.scores.items()},
         "max_length": rows.max_length,
         "truncation": rows.truncation,
         "seed": seed,
+        "launch": None if launch is None else launch.settings,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "trl": trl.__version__,

@@ -13,7 +13,7 @@ from atlantis.errors import WeightError
 from atlantis.numerics.diagnostics import effective_sample_size
 from atlantis.records import Row
 from atlantis.weighting.diagnosis import refuse_uneven, warnings_of
-from atlantis.weighting.weights import Weights, read_weights
+from atlantis.weighting.weights import Weights, read_weights, refuse_other_ids
 
 
 class WeightedRows(NamedTuple):
@@ -25,8 +25,13 @@ class WeightedRows(NamedTuple):
     left_out: dict[str, int]
     """Rows without a weight, counted by the reason."""
     warnings: tuple[str, ...]
-    normalised_for: str | None
-    """``tokens`` or ``examples``; None where the file does not say."""
+    weighing: dict[str, Any]
+    """What is known of how the weights were made."""
+
+    @property
+    def normalised_for(self) -> str | None:
+        """``tokens`` or ``examples``; None where the file does not say."""
+        return self.weighing.get("normalise_for")
 
 
 class Reading(NamedTuple):
@@ -55,7 +60,7 @@ def weighted_rows(
         StoreError: The file is missing or damaged.
     """
     if path is None:
-        return WeightedRows(rows, None, {}, (), None)
+        return WeightedRows(rows, None, {}, (), {})
     weights = read_weights(path)
     _refuse_other_data(rows, weights, path, reading)
     kept = {
@@ -69,29 +74,25 @@ def weighted_rows(
         _refuse_few(kept, path)
     left_out = Counter(status for status in weights.status if status != "ok")
     chosen = [row for row in rows if row.example_id in kept]
-    normalised_for = weights.diagnostics.get("normalise_for")
-    return WeightedRows(chosen, kept, dict(left_out), _warnings(weights, path), normalised_for)
+    return WeightedRows(chosen, kept, dict(left_out), _warnings(weights, path), weights.diagnostics)
 
 
 def _refuse_other_data(rows: Sequence[Row], weights: Weights, path: Path, reading: Reading) -> None:
-    _refuse_other_reading(weights.diagnostics, path, reading)
-    given = set(weights.example_id)  # `read_weights` refuses an id that stands there twice
-    missing = [row.example_id for row in rows if row.example_id not in given]
-    if missing:
-        raise WeightError(
-            f"{path}: example {missing[0]!r} has no weight ({len(missing):,} of {len(rows):,} have "
-            "none); weigh the same data again"
-        )
-    extra = given - {row.example_id for row in rows}
-    if extra:
-        raise WeightError(
-            f"{path}: {len(extra):,} ids such as {min(map(str, extra))!r} are not in the data; "
-            "weigh the same data again"
-        )
+    refuse_other_reading(weights.diagnostics, path, reading)
+    refuse_other_ids(weights, [row.example_id for row in rows], where=str(path))
 
 
-def _refuse_other_reading(made: Mapping[str, Any], path: Path, reading: Reading) -> None:
-    """The diagnostics say what was scored; a file without them is taken at its ids."""
+def refuse_other_reading(made: Mapping[str, Any], path: Path, reading: Reading) -> None:
+    """Refuse weights or scores of rows that were read in another way than training reads them.
+
+    Args:
+        made: What is known of how the rows were scored; what is missing is taken to fit.
+        path: The weights file or score store.
+        reading: How training reads the rows.
+
+    Raises:
+        WeightError: The data, the template, the truncation or the limit differ.
+    """
     ours = {"source": reading.digest.source, "rendered_text": reading.digest.rendered_text}
     scoring = made.get("scoring", {})
     for field in ("source",) if scoring.get("template") == "native" else ours:
@@ -110,9 +111,9 @@ def _refuse_other_reading(made: Mapping[str, Any], path: Path, reading: Reading)
 
 
 def _refuse_few(weights: dict[str, float], path: Path) -> None:
-    values = np.array(list(weights.values()))
-    with np.errstate(divide="ignore"):  # a weight of zero is a log-weight of -inf
-        ess = effective_sample_size(np.log(values))
+    """Weights that are zero are a selection, however small; the others must not be a few's."""
+    values = np.array([weight for weight in weights.values() if weight > 0])
+    ess = effective_sample_size(np.log(values))
     refuse_uneven({"ess_fraction": ess / values.size}, where=str(path))
 
 

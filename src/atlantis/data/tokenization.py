@@ -148,6 +148,24 @@ def tokenize_pairs(
     return [_limited(row, tokenizer, max_length, truncation) for row in rows]
 
 
+def without_prompt(row: TokenizedExample, head: int) -> TokenizedExample:
+    """The same completion ids without what conditions them, behind one neutral token.
+
+    Several turns follow one another, each with its end-of-turn token.
+
+    Args:
+        row: A row of a decoder-only model, cut off at the limit or not.
+        head: The token that the first completion token is predicted from: the beginning of a
+            sequence, or the end of the one before.
+    """
+    ids, turns = [head], list[Turn]()
+    for turn in row.turns:
+        shift = len(ids) - turn.start
+        ids += row.input_ids[turn.start : turn.end]
+        turns.append(Turn(turn.start + shift, turn.stop + shift, turn.end + shift))
+    return replace(row, input_ids=tuple(ids), turns=tuple(turns))
+
+
 def _rendered(
     examples: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
 ) -> list[tuple[RenderedExample, "_Text"]]:

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlantis.data.tokenization import tokenize
 from atlantis.disk import write_json, write_table
 from atlantis.evaluation.relations import confusion, relation_metrics
-from atlantis.models.choices import OUTSIDE, score_choices
+from atlantis.models.choices import score_choices
+from atlantis.models.decoder_choices import OUTSIDE
+from atlantis.models.encoder_decoder import loaded_start_token, tokenize_for
 from atlantis.models.generation import generate_greedily
 from atlantis.models.loading import LoadingConfig, load_model, load_tokenizer
 from atlantis.records import Example, LabelSet
@@ -131,8 +132,10 @@ def _decode(
     texts = [str(choices[index]) if index != OUTSIDE else "" for index in greedy]
     outside = [row for row, index in enumerate(greedy) if index == OUTSIDE]
     pairs = [Example(str(i), prompts[0], choice) for i, choice in enumerate(choices)]
-    longest = max(len(row.input_ids) for row in tokenize(pairs, tokenizer, max_length=2**30))
-    room = longest - len(tokenizer(prompts[0])["input_ids"]) + 4
+    start = loaded_start_token(model) if model.config.is_encoder_decoder else None
+    rows = tokenize_for(start, pairs, tokenizer, max_length=2**30)
+    before = len(tokenizer(prompts[0])["input_ids"]) if start is None else 1
+    room = max(len(row.input_ids) for row in rows) - before + 4
     generated = generate_greedily(
         model, tokenizer, [prompts[row] for row in outside], max_new_tokens=room
     )

@@ -1,8 +1,8 @@
 """Less work, and faster products, on the way to the last hidden states. For scoring only.
 
-Both parts leave the model as it is. `OneDnnProducts` computes what torch computes, in another
-library. `SharedPrefix` reads once what all prompts begin with, and compares itself with the plain
-forward pass before it is used.
+All parts leave the model as it is. `OneDnnProducts` computes what torch computes, in another
+library. `SharedPrefix` reads once what all prompts begin with. `end_to_end_hidden` reads rows
+without padding. The latter two are compared with the plain forward pass before they are used.
 """
 
 import copy
@@ -121,10 +121,48 @@ def share_prefix(model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> Sh
     return found if worst <= torch.finfo(model.dtype).eps ** 0.5 else None
 
 
+def end_to_end_hidden(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Last hidden states of rows laid end to end in one, without padding, ``[token, hidden]``.
+
+    Positions begin anew with each row: attention kernels for rows of variable length take them for
+    borders, and the other ones get a mask that says so.
+    """
+    ids = torch.tensor([[token for row in rows for token in row]], device=model.device)
+    positions = torch.cat([torch.arange(len(row)) for row in rows])[None].to(model.device)
+    output = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+    return output.last_hidden_state[0]
+
+
+@torch.inference_mode()
+def reads_end_to_end(model: PreTrainedModel) -> bool:
+    """Whether rows laid end to end have the hidden states that they have by themselves.
+
+    Not so where anything but attention mixes tokens, or where positions do not count from zero.
+    """
+    if model.config.is_encoder_decoder:
+        return False
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    rows = [[(3 + 7 * i) % vocabulary for i in range(length)] for length in (5, 9, 2)]
+    try:
+        found = end_to_end_hidden(model, rows).split([len(row) for row in rows])
+        worst = max(
+            float((part - _alone(model, row)).abs().max() / _alone(model, row).abs().max())
+            for part, row in zip(found, rows, strict=True)
+        )
+    except _UNLIKE:
+        return False
+    return worst <= torch.finfo(model.dtype).eps ** 0.5
+
+
+def _alone(model: Any, row: Sequence[int]) -> Tensor:
+    ids = torch.tensor([list(row)], device=model.device)
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+
+
 def _error(model: Any, prefix: SharedPrefix, ids: Sequence[int], length: int) -> float:
     """Largest difference of two hidden states, as a share of the largest."""
     row = torch.tensor([list(ids)], device=model.device)
-    expected = model.base_model(input_ids=row, use_cache=False).last_hidden_state[:, length:]
+    expected = _alone(model, ids)[None, length:]
     # Twice, and one token more: the copies and the padding are compared too.
     twice = functional.pad(row[:, length:], (0, 1)).expand(2, -1)
     mask = torch.ones_like(twice)

@@ -3,7 +3,7 @@
 The choices form a tree of tokens (many share a beginning). The tree is appended to the prompt; a
 mask lets every node see the prompt and its own ancestors only, and its position is that of its
 depth. The prompt is computed once instead of once per choice. The same pass tells which way greedy
-decoding goes as long as it stays inside the tree.
+decoding goes as long as it stays inside the tree. For encoder-decoders see `decoder_choices`.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atlantis.data.tokenization import common_prefix_length, tokenize
 from atlantis.errors import DataError, ModelError
+from atlantis.models.decoder_choices import OUTSIDE, score_decoder_choices
 from atlantis.models.head import target_logprobs
 from atlantis.records import Example
-
-OUTSIDE = -1
-"""Greedy decoding leaves the set of choices."""
 
 _ROOT = -1
 
@@ -109,7 +107,7 @@ def score_choices(
     """Score every choice after every prompt.
 
     Args:
-        model: A causal language model with ``sdpa`` or ``eager`` attention.
+        model: A causal language model with ``sdpa`` or ``eager`` attention, or an encoder-decoder.
         tokenizer: Its tokenizer.
         prompts: Rendered prompts.
         choices: Completions as they follow a prompt, leading space included.
@@ -122,6 +120,17 @@ def score_choices(
     """
     if not prompts:
         return ChoiceScores(np.empty((0, len(choices))), np.empty(0, dtype=np.int64))
+    if model.config.is_encoder_decoder:
+        return ChoiceScores(
+            *score_decoder_choices(
+                model,
+                tokenizer,
+                prompts,
+                choices,
+                token_budget=token_budget,
+                max_length=max_length,
+            )
+        )
     logprobs = np.empty((len(prompts), len(choices)))
     greedy = np.empty(len(prompts), dtype=np.int64)
     for suffixes, rows in _grouped(tokenizer, prompts, choices, max_length=max_length).items():

@@ -1,13 +1,17 @@
 """The two halves of an encoder-decoder, so that only scored positions reach the vocabulary."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from atlantis.data.rendering import ChatTemplate
+from atlantis.data.tokenization import TokenizedExample, Truncation, tokenize, tokenize_pairs
 from atlantis.errors import ModelError
 from atlantis.models.settings import DEFAULT, LoadingConfig
 from atlantis.models.sources import read_config
+from atlantis.records import Row
 
 
 def encoder_hidden(model: PreTrainedModel, encoder_ids: Tensor, encoder_mask: Tensor) -> Tensor:
@@ -56,3 +60,52 @@ def decoder_start_token(name: str, config: LoadingConfig = DEFAULT) -> int | Non
     if start is None:
         raise ModelError(f"{name}: its config.json names no decoder_start_token_id")
     return int(start)
+
+
+def loaded_start_token(model: PreTrainedModel) -> int:
+    """The decoder's first token, of a model that is in memory.
+
+    Raises:
+        ModelError: It does not say how a completion starts.
+    """
+    start: Any = model.config.decoder_start_token_id
+    if start is None:
+        raise ModelError(f"{model.name_or_path}: its config.json names no decoder_start_token_id")
+    return int(start)
+
+
+def tokenize_for(
+    decoder_start: int | None,
+    examples: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    truncation: Truncation = "drop",
+    template: ChatTemplate | None = None,
+) -> list[TokenizedExample]:
+    """Rows as a model reads them: one sequence, or two for an encoder-decoder.
+
+    Args:
+        decoder_start: The decoder's first token; None for a causal model.
+        examples: As in `tokenize`, and so is the rest.
+        tokenizer: The model's tokenizer.
+        max_length: Most tokens of a row.
+        truncation: What happens to a longer one.
+        template: How chats become text.
+
+    Raises:
+        ModelError: The tokenizer has no end-of-sequence token.
+        DataError: The rows are not such that the model can read them.
+    """
+    if decoder_start is None:
+        return tokenize(
+            examples, tokenizer, max_length=max_length, truncation=truncation, template=template
+        )
+    return tokenize_pairs(
+        examples,
+        tokenizer,
+        start_token=decoder_start,
+        max_length=max_length,
+        truncation=truncation,
+        template=template,
+    )

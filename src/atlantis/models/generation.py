@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from atlantis.models.encoder_decoder import loaded_start_token
 
 _PLAIN: dict[str, Any] = {
     "do_sample": False,
@@ -15,6 +18,11 @@ _PLAIN: dict[str, Any] = {
     "min_new_tokens": 0,
     "suppress_tokens": [],
     "begin_suppress_tokens": [],
+    "bad_words_ids": None,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
     "temperature": 1.0,
     "top_k": 50,
     "top_p": 1.0,
@@ -51,19 +59,37 @@ def _generate(
 ) -> list[list[int]]:
     longest = max(len(prompt) for prompt in prompts)
     end_of_turn: Any = tokenizer.eos_token_id
-    # Padded on the left, so that every row's last prompt token is where generation starts.
+    # Padded on the left, so that every row's last prompt token is where generation starts. An
+    # encoder's are padded on the right: BART counts the places of its tokens from the left.
+    is_encoded = bool(model.config.is_encoder_decoder)
     input_ids = torch.full((len(prompts), longest), end_of_turn)
     attention_mask = torch.zeros_like(input_ids)
     for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, longest - len(prompt) :] = 1
+        first = 0 if is_encoded else longest - len(prompt)
+        input_ids[row, first : first + len(prompt)] = torch.tensor(prompt)
+        attention_mask[row, first : first + len(prompt)] = 1
     generate: Any = model.generate
+    begun: dict[str, Tensor] = {}
+    if is_encoded:
+        longest, begun = _decoder_inputs(model, tokenizer, num_rows=len(prompts))
     output: Any = generate(
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
+        **begun,
         **_PLAIN,
         max_new_tokens=max_new_tokens,
         eos_token_id=end_of_turn,
         pad_token_id=end_of_turn,
     )
     return output[:, longest:].tolist()
+
+
+def _decoder_inputs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_rows: int
+) -> tuple[int, dict[str, Tensor]]:
+    """What the decoder begins with: its start token, and what the tokenizer puts before a text."""
+    around: Any = tokenizer(text_target="")["input_ids"]
+    end_of_turn: Any = tokenizer.eos_token_id
+    before = around[: around.index(end_of_turn)] if end_of_turn in around else around
+    first = torch.tensor([[loaded_start_token(model), *before]] * num_rows)
+    return first.shape[1], {"decoder_input_ids": first.to(model.device)}

@@ -11,6 +11,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import is_flash_attn_2_available
 
 from atlantis.errors import ModelError
 from atlantis.models.adapters import read_adapter_config, with_adapter
@@ -47,19 +49,6 @@ def is_encoder_decoder(name: str, config: LoadingConfig = DEFAULT) -> bool:
     return bool(read_config(name, config).is_encoder_decoder)
 
 
-def check_decoder_only(name: str, config: LoadingConfig = DEFAULT) -> None:
-    """Refuse what is not a causal language model, from its file names and configuration alone.
-
-    Raises:
-        ModelError: There is no such model, it is an encoder-decoder, or its configuration cannot be
-            read.
-    """
-    if is_encoder_decoder(name, config):
-        raise ModelError(
-            f"{name} is an encoder-decoder model; only decoder-only models work so far"
-        )
-
-
 def load_tokenizer(name: str, config: LoadingConfig = DEFAULT) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; an adapter's own where the model is an adapter and has one.
 
@@ -92,8 +81,36 @@ def load_model(name: str, config: LoadingConfig = DEFAULT) -> PreTrainedModel:
     if source.adapter is not None and adapter_config is not None:
         model = with_adapter(model, source.adapter, config=adapter_config)
     model = model.eval()
-    check_head(model)
+    if not is_deepspeed_zero3_enabled():  # then it is sharded, and cannot run yet
+        check_head(model)
     return model
+
+
+def with_fast_attention(name: str, config: LoadingConfig) -> LoadingConfig:
+    """FlashAttention where it is left to us and can be had: it needs no padding.
+
+    That is on a GPU, in half precision, where the package is installed and the architecture knows
+    it.
+
+    Raises:
+        ModelError: There is no such model, or no such device.
+    """
+    can = (
+        config.attention == "auto"
+        and config.torch_device.type == "cuda"
+        and config.dtype != "float32"
+        and is_flash_attn_2_available()
+        and _knows_flash_attention(name, config)
+    )
+    return config.model_copy(update={"attention": "flash_attention_2"}) if can else config
+
+
+def _knows_flash_attention(name: str, config: LoadingConfig) -> bool:
+    found = read_config(name, config)
+    kind: Any = AutoModelForSeq2SeqLM if found.is_encoder_decoder else AutoModelForCausalLM
+    if type(found) not in kind._model_mapping:  # code that comes with the model
+        return False
+    return bool(kind._model_mapping[type(found)]._supports_flash_attn)
 
 
 def _load(base: Repository, config: LoadingConfig, *, is_seq2seq: bool) -> PreTrainedModel:

@@ -3,13 +3,19 @@
 import shutil
 from pathlib import Path
 
+from atlantis.disk import read_json
 from atlantis.evaluation import stage as evaluation
 from atlantis.pipeline.inputs import Inputs, digest_rows, versions
 from atlantis.pipeline.tuning import Tuning
 from atlantis.pipeline.weighing import WeighingStages
 from atlantis.stages import Stage
+from atlantis.training.config import TrainingConfig
+from atlantis.training.losses import BASE, REFERENCE
 from atlantis.weighting.diagnosis import refuse_uneven
 from atlantis.weighting.weights import read_weights
+
+_SCORED = {BASE: "large", REFERENCE: "reference"}
+"""The model behind each column of log-probabilities that a loss may read."""
 
 
 class ArmStages:
@@ -34,16 +40,24 @@ class ArmStages:
     def trained(self, arm: str, seed: int) -> Stage:
         """The large model fine-tuned as the arm says."""
         weights = self._weighing.weights(arm, seed)
-        config, large = self._config.training, self._config.models.large
+        config, large = self._training(arm), self._config.models.large
         rows = self._inputs.rows(self._config.arms[arm].rows)
-        # Every arm takes the steps that the noisy rows need.
-        steps = config.num_steps(len(self._inputs.splits.train))
-        tuning = Tuning(self._inputs, large, rows, config, seed, steps)
+        # Every arm takes the steps that the noisy rows need; a selection those of its own rows.
+        is_selection = self._config.arms[arm].select is not None
+        steps = None if is_selection else config.num_steps(len(self._inputs.splits.train))
+        scores = {
+            column: self._weighing.scores(_SCORED[column], seed) for column in config.loss.columns
+        }
+        tuning = Tuning(self._inputs, large, rows, config, seed, steps, scores)
 
         def work(folder: Path) -> None:
-            tuning.run(None if weights is None else self._usable_weights(weights), folder)
+            if weights is None:
+                tuning.run(None, folder)
+            else:
+                made = read_json(weights.folder / "weights.json")
+                tuning.run(self._usable_weights(weights), folder, weighing=made)
 
-        inputs = () if weights is None else (weights,)
+        inputs = (*(() if weights is None else (weights,)), *scores.values())
         name = f"train-{arm}-seed{seed}"
         settings = tuning.settings | {"steps": steps}
         return Stage(self._root, name, settings, inputs, work, resumable=True)
@@ -80,6 +94,11 @@ class ArmStages:
         if keep == "all" or (keep == "headline" and arm == self._config.headline):
             return
         self.trained(arm, seed).discard()
+
+    def _training(self, arm: str) -> TrainingConfig:
+        """Hyperparameters with the arm's own loss."""
+        config, loss = self._config.training, self._config.arms[arm].loss
+        return config if loss is None else config.model_copy(update={"loss": loss})
 
     def _usable_weights(self, stage: Stage) -> dict[str, float]:
         """Weights by id of the rows that could be scored."""

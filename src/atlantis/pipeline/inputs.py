@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from atlantis.config import RunConfig
 from atlantis.data.splits import load_splits
-from atlantis.data.tokenization import tokenize
 from atlantis.disk import digest_json
 from atlantis.errors import ConfigError, DataError
-from atlantis.models.loading import check_decoder_only, fingerprint_model, load_tokenizer
+from atlantis.models.encoder_decoder import decoder_start_token, tokenize_for
+from atlantis.models.loading import fingerprint_model, load_tokenizer
 from atlantis.records import Example
 
 _MOST_LABELS = 200
@@ -41,7 +41,7 @@ class Inputs:
         names = [config.models.large, config.models.small, config.reference.model]
         self.fingerprints = {name: fingerprint_model(name) for name in names if name is not None}
         for name in self.fingerprints:
-            check_decoder_only(name)
+            decoder_start_token(name)  # refuses a model that does not say how a completion starts
         self._refuse_long_test_rows()
 
     def rows(self, which: str) -> tuple[Example, ...]:
@@ -68,7 +68,12 @@ class Inputs:
         limit = self.config.scoring.max_length
         return [
             row.example_id
-            for row in tokenize(pairs, self._tokenizer, max_length=limit)
+            for row in tokenize_for(
+                decoder_start_token(self.config.models.large),
+                pairs,
+                self._tokenizer,
+                max_length=limit,
+            )
             if row.status == "too_long"
         ]
 

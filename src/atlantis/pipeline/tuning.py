@@ -8,7 +8,10 @@ import trl
 
 from atlantis.pipeline.inputs import Inputs, digest_rows, versions
 from atlantis.records import Example
+from atlantis.stages import Stage
+from atlantis.store import ScoreStore
 from atlantis.training import stage as training
+from atlantis.training.config import TrainingConfig
 
 
 class Tuning(NamedTuple):
@@ -17,10 +20,12 @@ class Tuning(NamedTuple):
     inputs: Inputs
     model: str
     rows: tuple[Example, ...]
-    config: training.TrainingConfig
+    config: TrainingConfig
     seed: int
     num_steps: int | None = None
     """Optimizer steps; by default those of ``config`` on the rows."""
+    scores: Mapping[str, Stage] = {}
+    """Scores of the rows by the column that the loss reads them as."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -37,7 +42,13 @@ class Tuning(NamedTuple):
             "versions": versions(training.VERSION) | {"trl": trl.__version__},
         }
 
-    def run(self, weights: Mapping[str, float] | None, folder: Path) -> None:
+    def run(
+        self,
+        weights: Mapping[str, float] | None,
+        folder: Path,
+        *,
+        weighing: Mapping[str, Any] | None = None,
+    ) -> None:
         """Train into ``folder`` on the rows that have a weight; without weights, on all."""
         rows = self.rows
         if weights is not None:
@@ -53,4 +64,6 @@ class Tuning(NamedTuple):
             truncation=self.inputs.config.scoring.truncation,
             seed=self.seed,
             num_steps=self.num_steps,
+            scores={column: ScoreStore(stage.folder) for column, stage in self.scores.items()},
+            weighing=weighing,
         )

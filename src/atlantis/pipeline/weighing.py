@@ -3,16 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from atlantis.disk import read_json, write_json
+from atlantis.config import ArmSelection
+from atlantis.disk import read_json, write_json, write_table
 from atlantis.evaluation import stage as evaluation
 from atlantis.pipeline.check import check_weights
 from atlantis.pipeline.inputs import Inputs, digest_rows, versions
 from atlantis.pipeline.tuning import Tuning
 from atlantis.scoring import stage as scoring
+from atlantis.selection import stage as selection
+from atlantis.selection.stage import SelectionConfig
 from atlantis.stages import Stage
 from atlantis.store import ScoreStore
 from atlantis.weighting import stage as weighting
 from atlantis.weighting.schemes import Shuffled, WeightingConfig
+from atlantis.weighting.weights import read_weights
 
 _ROLES = ("large", "small", "reference")
 
@@ -39,12 +43,21 @@ class WeighingStages:
         name = f"reference-seed{seed}"
         return Stage(self._root, name, tuning.settings, (), work, resumable=True)
 
-    def scores(self, role: str, seed: int) -> Stage:
-        """Scores of the training rows under one model; only a reference made here has seeds."""
+    def scores(self, role: str, seed: int, *, alone: bool = False) -> Stage:
+        """Scores of the training rows under one model; only a reference made here has seeds.
+
+        Args:
+            role: ``large``, ``small`` or ``reference``.
+            seed: Seed of the reference.
+            alone: Whether completions are scored without their prompts.
+        """
         made_here = self.reference(seed) if role == "reference" else None
         model = self._model(role, made_here)
+        scoring_config = self._config.scoring
+        if alone:
+            scoring_config = scoring_config.model_copy(update={"condition": "none"})
         settings: dict[str, Any] = {
-            "scoring": self._config.scoring.meaning,
+            "scoring": scoring_config.meaning,
             "loading": self._config.models.loading.model_dump(),
             "versions": versions(scoring.VERSION),
             "model": None if made_here else self._inputs.fingerprints[model],
@@ -56,16 +69,42 @@ class WeighingStages:
                 self._inputs.splits.train,
                 model,
                 folder,
-                config=self._config.scoring,
+                config=scoring_config,
                 loading=self._config.models.loading,
             )
 
-        name = f"score-{role}-seed{seed}" if made_here else f"score-{role}"
+        name = f"score-{role}" + ("-alone" if alone else "")
+        name += f"-seed{seed}" if made_here else ""
         inputs = () if made_here is None else (made_here,)
         return Stage(self._root, name, settings, inputs, work, resumable=True)
 
     def weights(self, arm: str, seed: int) -> Stage | None:
-        """The weights of an arm's rows; None where all are one."""
+        """The weights of an arm's rows, zero for those not selected; None where all are one."""
+        weighed = self._weighed(arm, seed)
+        chosen = self._config.arms[arm].select
+        return weighed if chosen is None else self._selected(arm, seed, chosen, weighed)
+
+    def _selected(self, arm: str, seed: int, chosen: ArmSelection, weighed: Stage | None) -> Stage:
+        config = SelectionConfig.model_validate(chosen.model_dump(exclude={"judge"}))
+        keep = weighed is not None and config.method != "weight"
+        config = config.model_copy(update={"keep_weights": keep, "seed": config.seed + seed})
+        given, alone = (self.scores(chosen.judge, seed, alone=a) for a in (False, True))
+        settings = {"selection": config.model_dump(mode="json"), "code": selection.VERSION}
+
+        def work(folder: Path) -> None:
+            found = selection.select(
+                config,
+                given=ScoreStore(given.folder),
+                alone=ScoreStore(alone.folder),
+                weights=weighed and read_weights(weighed.folder / "weights.parquet"),
+            )
+            found.weights.save(folder / "weights.parquet")
+            write_table(folder / "ranking.parquet", found.ranking)
+
+        inputs = (given, alone) if weighed is None else (given, alone, weighed)
+        return Stage(self._root, f"select-{arm}-seed{seed}", settings, inputs, work)
+
+    def _weighed(self, arm: str, seed: int) -> Stage | None:
         config = self._config.arms[arm].weights
         if config is None:
             return None

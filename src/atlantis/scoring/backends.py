@@ -14,7 +14,12 @@ import torch
 
 from atlantis.data.tokenization import TokenizedExample
 from atlantis.errors import ConfigError
-from atlantis.models.loading import LoadingConfig, fingerprint_model, load_model
+from atlantis.models.loading import (
+    LoadingConfig,
+    fingerprint_model,
+    load_model,
+    with_fast_attention,
+)
 from atlantis.records import TokenScores
 from atlantis.scoring.parity import TOLERANCES, check_parity, parity_sample
 from atlantis.scoring.scorer import Scorer
@@ -42,7 +47,8 @@ class OpenScorer:
     """A scorer that is ready, and how many padded tokens it takes at once."""
 
     scorer: Scorer
-    token_budget: int
+    measure_budget: Callable[[], int]
+    """Padded tokens of one batch; on a GPU measured, and so asked when all models are loaded."""
     begin: Callable[[Sequence[TokenizedExample]], int] = lambda rows: 0
     """Told the scorable rows of a window before its batches; returns how many tokens at their
     beginning are read once for all."""
@@ -66,7 +72,7 @@ class TransformersBackend:
 
     def fingerprint(self, model: ModelToScore) -> dict[str, Any]:
         """The model's files, how it is loaded, and torch."""
-        loading = model.loading
+        loading = with_fast_attention(model.name, model.loading)
         device = {"device": loading.torch_device.type}
         return {
             "model": fingerprint_model(model.name, loading),
@@ -77,10 +83,10 @@ class TransformersBackend:
     def open(self, model: ModelToScore, rows: Sequence[TokenizedExample]) -> OpenScorer:
         """Load the model."""
         scorer = TransformersScorer(
-            load_model(model.name, model.loading), score_end_of_turn=model.score_end_of_turn
+            load_model(model.name, with_fast_attention(model.name, model.loading)),
+            score_end_of_turn=model.score_end_of_turn,
         )
-        budget = scorer.measured_budget(model.max_length)
-        return OpenScorer(scorer, budget, scorer.begin)
+        return OpenScorer(scorer, lambda: scorer.measured_budget(model.max_length), scorer.begin)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class VllmBackend:
             max_length=model.max_length,
         )
         trusted.check(scorer, model)
-        return OpenScorer(scorer, _LOADED_ONCE_TOKENS)
+        return OpenScorer(scorer, lambda: _LOADED_ONCE_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class ServerBackend:
             api_key=self.api_key,
         )
         _Trusted.ask(model, rows, self.parity_rows).check(scorer, model)
-        return OpenScorer(scorer, _LOADED_ONCE_TOKENS)
+        return OpenScorer(scorer, lambda: _LOADED_ONCE_TOKENS)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Score rows under one model into a store that survives a kill at any moment.
+"""Score rows under models into stores that survive a kill at any moment.
 
 The rows are read twice. The first pass checks every row and makes the fingerprint, before a model
 is loaded; the second scores one window of rows after the other. A window is one part of the store.
@@ -6,8 +6,9 @@ Its batches go into a journal as they are done, so that a rerun repeats at most 
 memory holds two windows whatever the size of the data.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,14 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlantis.data.rendering import RowDigest, chat_template, digest_rows
 from atlantis.data.tokenization import TokenizedExample, Truncation
+from atlantis.errors import ConfigError
 from atlantis.models.encoder_decoder import decoder_start_token
 from atlantis.models.loading import LoadingConfig, load_tokenizer
 from atlantis.records import Row
 from atlantis.scoring.backends import Backend, ModelToScore, OpenScorer, TransformersBackend
-from atlantis.scoring.windows import Tokenizing, score_windows
+from atlantis.scoring.windows import ModelPass, Tokenizing, score_windows
 from atlantis.store import ScoreStore
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of the code changes scores."""
 
 _TRANSFORMERS = TransformersBackend()
@@ -48,6 +50,9 @@ class ScoringConfig(BaseModel):
     score_end_of_turn: bool = False
     """Whether the end-of-turn token counts. A tuned reference has learnt it and a base model has
     not, so by default it would say more than the completion itself."""
+    condition: Literal["prompt", "none"] = "prompt"
+    """Whether a completion is scored after its prompt, or by itself behind a neutral token: the
+    same ids, for how much the prompt helps."""
     token_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Padded tokens of one forward pass; ``auto`` is measured on a GPU. Scores differ in the last
     bits with it."""
@@ -68,29 +73,86 @@ class ScoringJob:
     num_rows: int
     fingerprint: dict[str, Any]
     tokenizing: Tokenizing
-    open_scorer: Callable[[Sequence[TokenizedExample]], OpenScorer]
+    model: ModelToScore
+    backend: Backend
     config: ScoringConfig
 
-    def run(self, out: Path) -> ScoreStore:
-        """Score what the folder ``out`` does not hold yet.
+    @property
+    def head(self) -> int | None:
+        """The token in place of the prompt, where completions are scored by themselves."""
+        if self.config.condition == "prompt":
+            return None
+        tokenizer: Any = self.tokenizing.tokenizer
+        begin = tokenizer.bos_token_id
+        return int(tokenizer.eos_token_id if begin is None else begin)
+
+    def __post_init__(self) -> None:
+        if self.config.condition == "none" and self.tokenizing.decoder_start is not None:
+            raise ConfigError(
+                f"{self.model.name}: an encoder-decoder needs a prompt; score completions by "
+                "themselves under a causal model"
+            )
+
+    def alone(self) -> "ScoringJob":
+        """The same rows and model, but completions by themselves.
 
         Raises:
-            StoreError: ``out`` holds scores of another model, other data or other settings.
-            DataError: The rows changed since they were first read.
+            ConfigError: The model is an encoder-decoder.
         """
-        store = ScoreStore(out)
-        store.start(self.fingerprint)
+        config = self.config.model_copy(update={"condition": "none"})
+        fingerprint = self.fingerprint | {"scoring": config.meaning}
+        return replace(self, config=config, fingerprint=fingerprint)
+
+    def run(self, out: Path) -> ScoreStore:
+        """Score what the folder ``out`` does not hold yet; the errors are those of `run_all`."""
+        return run_all({out: self})[0]
+
+
+def run_all(jobs: Mapping[Path, ScoringJob]) -> list[ScoreStore]:
+    """Score under several models what their folders do not hold yet.
+
+    Models that read the rows as the same tokens share one pass: the rows are read and tokenized
+    once, and the models are in memory together.
+
+    Args:
+        jobs: Jobs of one call of `prepare_all`, by folder.
+
+    Raises:
+        StoreError: A folder holds scores of another model, other data or other settings.
+        DataError: The rows changed since they were first read.
+    """
+    stores = [ScoreStore(out) for out in jobs]
+    for store, job in zip(stores, jobs.values(), strict=True):
+        store.start(job.fingerprint)
+    unfinished: dict[str, list[tuple[ScoringJob, ModelPass]]] = {}
+    load = _LoadOnce()
+    for store, job in zip(stores, jobs.values(), strict=True):
         if not store.is_complete:
-            score_windows(
-                store,
-                self.examples,
-                self.tokenizing,
-                self.open_scorer,
-                token_budget=self.config.token_budget,
-                num_rows=self.num_rows,
-                workers=self.config.tokenizer_workers,
-            )
-        return store
+            model_pass = ModelPass(store, partial(load, job), job.head)
+            unfinished.setdefault(job.tokenizing.key, []).append((job, model_pass))
+    for together in unfinished.values():
+        first = together[0][0]
+        score_windows(
+            [model_pass for _, model_pass in together],
+            first.examples,
+            first.tokenizing,
+            token_budget=first.config.token_budget,
+            num_rows=first.num_rows,
+            workers=first.config.tokenizer_workers,
+        )
+    return stores
+
+
+class _LoadOnce:
+    """Opens a model for several jobs."""
+
+    def __init__(self) -> None:
+        self._opened: dict[ModelToScore, OpenScorer] = {}
+
+    def __call__(self, job: ScoringJob, rows: Sequence[TokenizedExample]) -> OpenScorer:
+        if job.model not in self._opened:
+            self._opened[job.model] = job.backend.open(job.model, rows)
+        return self._opened[job.model]
 
 
 def prepare(
@@ -101,31 +163,54 @@ def prepare(
     loading: LoadingConfig,
     backend: Backend = _TRANSFORMERS,
 ) -> ScoringJob:
-    """Find the model and read every row; nothing is loaded or written.
+    """Find the model and read every row; see `prepare_all`."""
+    return prepare_all(examples, [model], config=config, loading=loading, backend=backend)[0]
+
+
+def prepare_all(
+    examples: Iterable[Row],
+    models: Sequence[str],
+    *,
+    config: ScoringConfig,
+    loading: LoadingConfig,
+    backend: Backend = _TRANSFORMERS,
+) -> list[ScoringJob]:
+    """Find the models and read every row; nothing is loaded or written.
 
     Args:
-        examples: Rows with unique ids; iterated over twice.
-        model: Folder or Hub name of a causal or encoder-decoder language model.
+        examples: Rows with unique ids; iterated over again and again.
+        models: Folders or Hub names of causal or encoder-decoder language models.
         config: What is scored, and the batch size.
-        loading: How the model is loaded.
+        loading: How a model is loaded.
         backend: What computes the scores.
 
     Raises:
+        ConfigError: A completion is to be scored by itself under an encoder-decoder.
         ModelError: There is no such model.
         DataError: A row is malformed or cannot be rendered.
     """
-    asked = ModelToScore(model, loading, config.max_length, config.score_end_of_turn)
-    of_backend = backend.fingerprint(asked)
-    tokenizing = _tokenizing(model, config, loading)
-    read = digest_rows(examples, tokenizing.template)
-    return ScoringJob(
-        examples,
-        read.num_rows,
-        _fingerprint(read, config) | of_backend,
-        tokenizing,
-        lambda rows: backend.open(asked, rows),
-        config,
-    )
+    asked = [
+        ModelToScore(model, loading, config.max_length, config.score_end_of_turn)
+        for model in models
+    ]
+    fingerprints = [backend.fingerprint(model) for model in asked]
+    tokenizings = [_tokenizing(model, config, loading) for model in models]
+    read: dict[str, RowDigest] = {}
+    for tokenizing in tokenizings:
+        if tokenizing.key not in read:
+            read[tokenizing.key] = digest_rows(examples, tokenizing.template)
+    return [
+        ScoringJob(
+            examples,
+            read[tokenizing.key].num_rows,
+            _fingerprint(read[tokenizing.key], config) | fingerprint,
+            tokenizing,
+            model,
+            backend,
+            config,
+        )
+        for model, fingerprint, tokenizing in zip(asked, fingerprints, tokenizings, strict=True)
+    ]
 
 
 def run(

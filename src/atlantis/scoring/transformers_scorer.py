@@ -7,7 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from atlantis.data.tokenization import TokenizedExample, Turn
-from atlantis.models.backbone import OneDnnProducts, SharedPrefix, share_prefix
+from atlantis.models.backbone import (
+    OneDnnProducts,
+    SharedPrefix,
+    end_to_end_hidden,
+    reads_end_to_end,
+    share_prefix,
+)
 from atlantis.models.encoder_decoder import decoder_hidden
 from atlantis.models.head import completion_logprobs
 from atlantis.records import TokenScores
@@ -18,14 +24,28 @@ from atlantis.scoring.scorer import token_scores
 class TransformersScorer:
     """Scores batches of tokenized rows with one model, causal or encoder-decoder.
 
-    The backbone runs once over right-padded rows; the vocabulary projection runs on the scored
-    positions only, in float32 chunks. What all rows of a window begin with can be read once.
+    The backbone runs once over right-padded rows, or over rows without padding where attention has
+    a kernel for them; the vocabulary projection runs on the scored positions only, in float32
+    blocks. What all rows of a window begin with can be read once.
+
+    Args:
+        model: A language model.
+        score_end_of_turn: Whether end-of-turn tokens count.
+        padding_free: Whether to lay rows end to end; by default if FlashAttention is used.
     """
 
-    def __init__(self, model: PreTrainedModel, *, score_end_of_turn: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        score_end_of_turn: bool = False,
+        padding_free: bool | None = None,
+    ) -> None:
         self._model = model
         self._score_end_of_turn = score_end_of_turn
         self._prefix: SharedPrefix | None = None
+        wanted = _has_varlen_attention(model) if padding_free is None else padding_free
+        self.is_padding_free = wanted and reads_end_to_end(model)
 
     def begin(self, rows: Sequence[TokenizedExample]) -> int:
         """Read once what all rows of a window begin with; returns how many tokens that is."""
@@ -47,13 +67,15 @@ class TransformersScorer:
         targets = [row.input_ids[position] for row, found in pairs for position in found]
         # Nothing is predicted from the last scored token and from what follows it.
         read = [row.input_ids[shared : found[-1]] for row, found in pairs]
-        input_ids, mask = (part.to(device) for part in pad_right(read))
         with OneDnnProducts():
-            hidden = self._hidden(batch, input_ids, mask)
+            if self.is_padding_free and not shared:
+                starts = torch.tensor([0, *(len(ids) for ids in read)], device=device).cumsum(0)
+                hidden = end_to_end_hidden(self._model, read)[starts[rows] + columns - 1]
+            else:
+                padded, mask = (part.to(device) for part in pad_right(read))
+                hidden = self._hidden(batch, padded, mask)[rows, columns - 1 - shared]
             logprobs = completion_logprobs(
-                self._model,
-                hidden[rows, columns - 1 - shared],
-                torch.tensor(targets, device=device),
+                self._model, hidden, torch.tensor(targets, device=device)
             )
         values = logprobs.cpu().split([len(found) for found in positions])
         return [token_scores(row, part.numpy()) for row, part in zip(batch, values, strict=True)]
@@ -89,6 +111,11 @@ class TransformersScorer:
         return self._model.base_model(
             input_ids=input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
+
+
+def _has_varlen_attention(model: PreTrainedModel) -> bool:
+    name = getattr(model.config, "_attn_implementation", "")
+    return str(name).startswith("flash_attention")
 
 
 def _trial_row(length: int) -> TokenizedExample:

@@ -8,15 +8,23 @@ done.
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from atlantis.data.rendering import ChatTemplate
-from atlantis.data.tokenization import TokenizedExample, Truncation, tokenize, tokenize_pairs
+from atlantis.data.tokenization import (
+    TokenizedExample,
+    Truncation,
+    tokenize,
+    tokenize_pairs,
+    without_prompt,
+)
+from atlantis.disk import digest_json
 from atlantis.errors import DataError
 from atlantis.progress import progress_bar
 from atlantis.records import Row
@@ -39,6 +47,21 @@ class Tokenizing(NamedTuple):
     decoder_start: int | None
     """The decoder's first token, where the model is an encoder-decoder."""
 
+    @property
+    def key(self) -> str:
+        """The same for models that read every row as the same ids."""
+        tokenizer: Any = self.tokenizer
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        return digest_json(
+            [
+                tokenizer.name_or_path if fast is None else fast.to_str(),
+                tokenizer.special_tokens_map,
+                tokenizer.eos_token_id,
+                self.template.source,
+                self.decoder_start,
+            ]
+        )
+
     def __call__(self, rows: Sequence[Row]) -> list[TokenizedExample]:
         """Tokenize rows for the model."""
         if self.decoder_start is None:
@@ -59,23 +82,40 @@ class Tokenizing(NamedTuple):
         )
 
 
+class ModelPass(NamedTuple):
+    """One model's share of a pass over the rows."""
+
+    store: ScoreStore
+    """A store that was started, and lacks something."""
+    open_scorer: Callable[[Sequence[TokenizedExample]], OpenScorer]
+    """Loads the model; called with the first rows to score."""
+    head: int | None = None
+    """Leave the prompt away, and put this token in its place; None to score after the prompt."""
+
+    def view(self, window: Sequence[TokenizedExample]) -> Sequence[TokenizedExample]:
+        """The rows as this pass reads them."""
+        if self.head is None:
+            return window
+        return [without_prompt(r, self.head) if r.status == "ok" else r for r in window]
+
+
 def score_windows(
-    store: ScoreStore,
+    passes: Sequence[ModelPass],
     examples: Iterable[Row],
     tokenizing: Tokenizing,
-    open_scorer: Callable[[Sequence[TokenizedExample]], OpenScorer],
     *,
     token_budget: int | Literal["auto"],
     num_rows: int,
     workers: int,
 ) -> None:
-    """Score every part that the store lacks, and declare the store complete.
+    """Score every part that the stores lack, and declare the stores complete.
+
+    The rows are read and tokenized once for all models, which are in memory at the same time.
 
     Args:
-        store: A store that was started.
+        passes: The models, which read the rows as the same ids.
         examples: All rows, in the same order every time.
         tokenizing: What turns them into ids.
-        open_scorer: Loads the model; called with the first rows to score.
         token_budget: Padded tokens of one batch; ``auto`` leaves it to the scorer.
         num_rows: How many rows there are.
         workers: Processes that tokenize ahead; 0 for a thread.
@@ -83,28 +123,43 @@ def score_windows(
     Raises:
         DataError: There are more or fewer rows than ``num_rows``.
     """
-    opened: OpenScorer | None = None
+    stores = [model.store for model in passes]
+    opened: list[OpenScorer] = []
+    budgets: list[int] = []
     with _background(0) as writing, _background(workers) as ahead, progress_bar() as progress:
-        task = progress.add_task(f"score {store.folder.name}", total=num_rows)
+        tasks = [
+            progress.add_task(f"score {store.folder.name}", total=num_rows) for store in stores
+        ]
         written: Future[None] | None = None
-        for index, window in _windows_ahead(examples, store, tokenizing, ahead, num_rows=num_rows):
-            progress.update(task, completed=index * ROWS_PER_PART)
-            opened = opened or open_scorer(window)
-            table = _score_window(
-                store,
-                index,
-                window,
-                opened,
-                token_budget=opened.token_budget if token_budget == "auto" else token_budget,
-                advance=lambda rows: progress.advance(task, rows),
-            )
-            if written is not None:
-                written.result()  # one part waits to be written, never more
-            truncated = sum(row.is_truncated for row in window)
-            written = writing.submit(store.write_part, index, table, num_truncated=truncated)
+        for index, window in _windows_ahead(examples, stores, tokenizing, ahead, num_rows=num_rows):
+            if not opened:  # all are loaded before any measures the memory that is left
+                opened = [model.open_scorer(window) for model in passes]
+                budgets = [_budget(scorer, token_budget) for scorer in opened]
+            for model, scorer, budget, task in zip(passes, opened, budgets, tasks, strict=True):
+                progress.update(task, completed=index * ROWS_PER_PART)
+                if model.store.has_part(index):
+                    progress.advance(task, len(window))
+                    continue
+                table = _score_window(
+                    model.store,
+                    index,
+                    model.view(window),
+                    scorer,
+                    token_budget=budget,
+                    advance=partial(progress.advance, task),
+                )
+                if written is not None:
+                    written.result()  # one part waits to be written, never more
+                cut = sum(row.is_truncated for row in window)
+                written = writing.submit(model.store.write_part, index, table, num_truncated=cut)
         if written is not None:
             written.result()
-    store.finish()
+    for store in stores:
+        store.finish()
+
+
+def _budget(opened: OpenScorer, asked: int | Literal["auto"]) -> int:
+    return opened.measure_budget() if asked == "auto" else asked
 
 
 @contextmanager
@@ -123,18 +178,18 @@ def _background(workers: int) -> Generator[Executor]:
 
 def _windows_ahead(
     examples: Iterable[Row],
-    store: ScoreStore,
+    stores: Sequence[ScoreStore],
     tokenizing: Tokenizing,
     executor: Executor,
     *,
     num_rows: int,
 ) -> Iterator[tuple[int, list[TokenizedExample]]]:
-    """The tokenized windows that the store lacks; the next one is tokenized meanwhile."""
+    """The tokenized windows that some store lacks; the next one is tokenized meanwhile."""
     upcoming: tuple[int, Future[list[TokenizedExample]]] | None = None
     seen = 0
     for index, rows in enumerate(_windows(examples)):
         seen += len(rows)
-        if store.has_part(index):
+        if all(store.has_part(index) for store in stores):
             continue
         submitted = (index, executor.submit(tokenizing, rows))
         if upcoming is not None:

@@ -1,5 +1,6 @@
 """`WeightedSFTConfig`: TRL's options and those of the weighted loss."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,21 +45,13 @@ class WeightedSFTConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        allowed = Normaliser.__args__  # pyright: ignore[reportAttributeAccessIssue]
-        if self.loss_normaliser not in allowed:
-            raise ConfigError(
-                f"loss_normaliser {self.loss_normaliser!r}: choose one of {', '.join(allowed)}"
-            )
+        check_weighted_options(self)
         changed = (self.dft_floor, self.dft_beta, self.dft_full_end_of_turn) != (0.0, 1.0, False)
         if changed and self.loss_type != "dft":
             raise ConfigError(f"dft_* options have no effect with loss_type {self.loss_type!r}")
         if self.token_loss is not None and self.loss_type != "nll":
             raise ConfigError(f"token_loss replaces loss_type {self.loss_type!r}; give one of them")
         self.chosen_loss()
-        if self.label_smoothing_factor:
-            raise ConfigError(
-                "label_smoothing_factor is not defined for a weighted loss; set it to 0"
-            )
         if self.packing and self.packing_strategy != "bfd":
             raise ConfigError(
                 f"packing_strategy {self.packing_strategy!r} splits examples, so that a weight per "
@@ -71,11 +64,8 @@ class WeightedSFTConfig(SFTConfig):
         Raises:
             ConfigError: ``token_loss`` has an unknown name or setting.
         """
-        if self.token_loss is not None:
-            settings = self.token_loss
-            return token_loss({"name": settings} if isinstance(settings, str) else settings)
-        if self.loss_type != "dft":
-            return Sft()
+        if self.token_loss is not None or self.loss_type != "dft":
+            return chosen_token_loss(self.token_loss)
         return token_loss(
             {
                 "name": "dft",
@@ -84,3 +74,29 @@ class WeightedSFTConfig(SFTConfig):
                 "full_end_of_turn": self.dft_full_end_of_turn,
             }
         )
+
+
+def check_weighted_options(args: Any) -> None:
+    """Refuse options of a Trainer, and a normaliser, that a weighted loss is not defined for.
+
+    Raises:
+        ConfigError: There is such an option.
+    """
+    allowed = Normaliser.__args__  # pyright: ignore[reportAttributeAccessIssue]
+    if args.loss_normaliser not in allowed:
+        raise ConfigError(
+            f"loss_normaliser {args.loss_normaliser!r}: choose one of {', '.join(allowed)}"
+        )
+    if args.label_smoothing_factor:
+        raise ConfigError("label_smoothing_factor is not defined for a weighted loss; set it to 0")
+
+
+def chosen_token_loss(settings: Mapping[str, Any] | str | None) -> TokenLoss:
+    """The loss of a token, from its name or its name and settings; plain SFT by default.
+
+    Raises:
+        ConfigError: An unknown name or setting.
+    """
+    if settings is None:
+        return Sft()
+    return token_loss({"name": settings} if isinstance(settings, str) else settings)

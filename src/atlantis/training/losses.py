@@ -4,12 +4,13 @@ A variant turns one batch of log-probabilities into a loss per token; weights, m
 come afterwards and are the same for all, so that every variant combines with every weighting.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from atlantis.errors import ConfigError
 from atlantis.numerics.losses import (
     chord_phi_factors,
     dft_factors,
@@ -237,6 +238,30 @@ TokenLoss = Annotated[
     Field(discriminator="name"),
 ]
 """Any of the losses, told apart by ``name``."""
+
+
+SCORE_OPTIONS = {REFERENCE: "reference scores", BASE: "base scores"}
+"""What each column of log-probabilities is called to people."""
+
+
+def check_scores(loss: TokenLoss, given: Collection[str]) -> None:
+    """Refuse scores that a loss does not look at, and a loss without those that it needs.
+
+    Args:
+        loss: The loss of a token.
+        given: Columns that there are scores for.
+
+    Raises:
+        ConfigError: They are not the ones that it reads.
+    """
+    for column in loss.columns:
+        if column not in given:
+            what = SCORE_OPTIONS[column]
+            raise ConfigError(f"loss {loss.name} needs {what}: a score store of the same rows")
+    for column in given:
+        if column not in loss.columns:
+            what = SCORE_OPTIONS[column]
+            raise ConfigError(f"loss {loss.name} does not look at {what}; leave them out")
 
 
 class _Choice(BaseModel):

@@ -22,9 +22,7 @@ from transformers import Trainer, TrainerCallback
 
 from atlantis.disk import read_json, write_json
 from atlantis.errors import ResumableError
-from atlantis.training import checkpoints
-
-_PROGRESS = "progress.json"
+from atlantis.training import checkpoints, ranks
 
 
 @dataclass
@@ -102,9 +100,18 @@ class Checkpointing(Trainer):
         written = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         with saving(f"{self.keeper.out}: {written.name}", written):
             Trainer._save_checkpoint(self, model, trial)  # TRL's would write a model card, too
-            (written / "training_args.bin").unlink()  # a pickle, which nobody should read
-            write_json(written / _PROGRESS, progress)
-            checkpoints.seal(written, self.keeper.out, self.keeper.fingerprint)
+            write_json(written / _progress_file(), progress)
+            ranks.wait()
+            ranks.decided_by_main(lambda: self._seal(written))
+
+    def _seal(self, written: Path) -> None:
+        (written / "training_args.bin").unlink()  # a pickle, which nobody should read
+        checkpoints.seal(written, self.keeper.out, self.keeper.fingerprint)
+
+
+def _progress_file() -> str:
+    """Each process has a loss of its own."""
+    return "progress.json" if ranks.count() == 1 else f"progress_{ranks.index()}.json"
 
 
 class CheckpointCallback(TrainerCallback):
@@ -134,7 +141,7 @@ class CheckpointCallback(TrainerCallback):
         self._trainer = trainer
         self._every = every
         self._interruption = interruption
-        self._resumed = None if resumed is None else read_json(resumed / _PROGRESS)
+        self._resumed = None if resumed is None else read_json(resumed / _progress_file())
         self._order = torch.get_rng_state()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -151,7 +158,9 @@ class CheckpointCallback(TrainerCallback):
             order = bytearray.fromhex(self._resumed["order"])
             torch.set_rng_state(torch.frombuffer(order, dtype=torch.uint8))
             self._resumed = None
-        self._order = torch.get_rng_state()
+        # Dropout draws other random numbers in each process, and all have to draw the same order.
+        self._order = ranks.decided_by_main(torch.get_rng_state)
+        torch.set_rng_state(self._order)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not math.isfinite(logs.get("loss", 0.0)):
@@ -160,11 +169,18 @@ class CheckpointCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             return  # the result follows at once, and the Trainer would go a step beyond the last
-        stops = self._interruption.signum is not None
+        stops = self._agree_to_stop()
         if self._every is not None:
             control.should_save = stops or state.global_step % self._every == 0
         if stops:
             control.should_training_stop = True
+
+    def _agree_to_stop(self) -> bool:
+        """Whether a signal came to any process; all then stop after the same step."""
+        signum = ranks.highest(self._interruption.signum or 0)
+        if signum:
+            self._interruption.signum = signum
+        return signum != 0
 
     def progress(self) -> dict[str, Any]:
         """What the Trainer does not save, JSON."""

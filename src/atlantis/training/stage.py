@@ -1,121 +1,63 @@
 """Fine-tune a model on examples with weights; writes a Hugging Face checkpoint and ``run.json``."""
 
 import logging
-import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import accelerate
 import datasets
+import numpy as np
 import peft
 import torch
 import transformers
 import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from transformers import PrinterCallback, TrainerCallback
 
-from atlantis.data.rendering import ChatTemplate, chat_template, digest_rows
-from atlantis.data.tokenization import Truncation, tokenize
-from atlantis.disk import digest_json, read_json, write_json
-from atlantis.errors import DataError
+from atlantis.data.rendering import chat_template, digest_rows
+from atlantis.data.tokenization import Truncation
+from atlantis.disk import digest_json, read_json, write_bytes, write_json
+from atlantis.errors import ConfigError
+from atlantis.launch.configs import Launch, asked
+from atlantis.models.encoder_decoder import decoder_start_token
 from atlantis.models.loading import LoadingConfig, fingerprint_model, load_model, load_tokenizer
+from atlantis.numerics.diagnostics import effective_sample_size
 from atlantis.progress import progress_bar
 from atlantis.records import Row
-from atlantis.store import check_fingerprint
-from atlantis.training import checkpoints
-from atlantis.training.collation import Normaliser
+from atlantis.store import ScoreStore, check_fingerprint
+from atlantis.training import checkpoints, ranks
+from atlantis.training.config import LoraSettings, TrainingConfig
+from atlantis.training.dashboards import check_installed, dashboard_callbacks, run_name
+from atlantis.training.launch import (
+    LaunchCheck,
+    SameRows,
+    check_launch,
+    gathered_weights,
+    launch_record,
+    placed,
+)
+from atlantis.training.losses import check_scores
+from atlantis.training.model_card import model_card
 from atlantis.training.resuming import (
     CheckpointCallback,
     Checkpointing,
     saving,
     signals_wait,
 )
+from atlantis.training.rows import training_rows
+from atlantis.training.seq2seq import WeightedSeq2SeqConfig, WeightedSeq2SeqTrainer
 from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
+from atlantis.training.weighted_step import WeightedStep
 
 VERSION = 1
 """Raised when a change of the code changes trained models."""
-_FEWEST_STEPS = 50
-"""Between checkpoints, unless told: where a tenth of the training is over in seconds."""
 RECORD = "run.json"
 
 _log = logging.getLogger(__name__)
-
-
-class LoraSettings(BaseModel):
-    """Low-rank adapters instead of full fine-tuning."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    r: int = Field(default=16, ge=1)
-    """Rank."""
-    alpha: int = Field(default=32, ge=1)
-    """Scale of the update, over the rank."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the adapters' input."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Modules that get an adapter; ``lm_head`` cannot."""
-
-
-class TrainingConfig(BaseModel):
-    """Hyperparameters of one fine-tuning."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-    learning_rate: float = Field(default=2e-5, gt=0.0)
-    """Peak learning rate of AdamW."""
-    epochs: float = Field(default=2.0, gt=0.0)
-    """Passes over the training rows. All arms of a recipe take the steps of the noisy rows."""
-    batch_size: int = Field(default=16, ge=1)
-    """Rows per forward pass and device."""
-    gradient_accumulation: int = Field(default=1, ge=1)
-    """Forward passes per optimizer step."""
-    warmup_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the steps with a rising learning rate."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """Learning rate after the warm-up."""
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    """AdamW's weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0.0)
-    """Gradients are clipped to this norm."""
-    loss: Literal["nll", "dft"] = "nll"
-    """Token factor: one (``nll``) or the token's probability (``dft``)."""
-    loss_normaliser: Normaliser = "token_mean"
-    """What a step's sum is divided by: trained tokens, or examples."""
-    group_by_length: bool = True
-    """Batch rows of similar length together: less padding."""
-    bf16: bool = False
-    """Compute in bfloat16 over float32 weights (GPU)."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, slower."""
-    lora: LoraSettings | None = None
-    """Train adapters only; they are merged into the saved model."""
-    checkpoint_steps: PositiveInt | Literal["auto", "never"] = "auto"
-    """Steps between checkpoints, from which a killed training goes on; by default a tenth of all,
-    and at least 50. They change nothing in the trained model, and are deleted with the last step.
-    """
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a trained model depends on, JSON."""
-        return self.model_dump(mode="json", exclude={"checkpoint_steps"})
-
-    def steps_between_checkpoints(self, num_steps: int) -> int | None:
-        """Every how many of so many steps a checkpoint is due; None for never."""
-        if self.checkpoint_steps == "never":
-            return None
-        if self.checkpoint_steps == "auto":
-            return max(_FEWEST_STEPS, math.ceil(num_steps / 10))
-        return self.checkpoint_steps
-
-    def num_steps(self, num_rows: int) -> int:
-        """Optimizer steps that the epochs take over so many rows on one device."""
-        return math.ceil(self.epochs * num_rows / (self.batch_size * self.gradient_accumulation))
 
 
 def run(
@@ -131,16 +73,19 @@ def run(
     chat: str | None = None,
     seed: int,
     num_steps: int | None = None,
+    scores: Mapping[str, ScoreStore] | None = None,
+    weighing: Mapping[str, Any] | None = None,
 ) -> None:
     """Fine-tune ``model`` into the folder ``out``, or go on where a killed run stopped.
 
     Going on gives the bytes of a run without a stop. A first SIGINT or SIGTERM saves a checkpoint
-    at the end of the step before it takes effect.
+    at the end of the step before it takes effect. Of several processes (`accelerate launch`) all
+    call this; the main one writes.
 
     Args:
         examples: Training rows.
         weights: Weight of each row by id; None for ones. A row with weight zero is left out.
-        model: Folder or Hub name of a causal language model.
+        model: Folder or Hub name of a language model, causal or encoder-decoder.
         out: Folder of the checkpoint, and of nothing else; ``run.json`` beside it says what was
             trained on.
         config: Hyperparameters.
@@ -150,12 +95,26 @@ def run(
         chat: The chat template by its name or file, as in scoring.
         seed: Seed of the order of the rows and of the adapters.
         num_steps: Optimizer steps; by default what the epochs take.
+        scores: Score stores of the rows by the column that the loss reads them as
+            (``config.loss.columns``).
+        weighing: What is known of how the weights were made, for the model card.
 
     Raises:
-        DataError: A row has no weight, or no row can be trained on.
+        ConfigError: The loss needs scores that are not given, or does not look at those that are;
+            or the processes are not those that were asked for.
+        DataError: A row has no weight or no scores, or no row can be trained on.
         StoreError: ``out`` holds checkpoints of another training.
         ResumableError: The loss became NaN or infinite, or the disk is full.
     """
+    scores = scores or {}
+    check_scores(config.loss, scores)
+    check_installed(config.report_to)
+    launch = asked()
+    check_launch(launch, config)
+    decoder_start = decoder_start_token(model, loading)
+    if decoder_start is not None and config.quantization is not None:
+        raise ConfigError(f"{model}: an encoder-decoder is not trained in {config.quantization}")
+    ranks.join(launch)
     tokenizer = load_tokenizer(model)
     template = chat_template(tokenizer, chat)
     fingerprint = {
@@ -166,11 +125,12 @@ def run(
         "truncation": truncation,
         "seed": seed,
         "training.num_steps": num_steps,
+        **{f"scores.{column}": store.digest for column, store in scores.items()},
         **{f"training.{name}": value for name, value in config.settings.items()},
         **{f"loading.{name}": value for name, value in loading.model_dump(mode="json").items()},
-        **_environment(),
+        **_environment(launch),
     }
-    if _is_finished(out, fingerprint):
+    if ranks.decided_by_main(lambda: _is_finished(out, fingerprint)):
         return
     dataset, left_out = training_rows(
         examples,
@@ -179,12 +139,27 @@ def run(
         max_length=max_length,
         truncation=truncation,
         template=template,
+        scores=scores,
+        decoder_start=decoder_start,
     )
-    steps = num_steps or config.num_steps(len(dataset))
-    resumed = _resume_point(out, fingerprint, steps)
-    arguments = _arguments(out, config, steps=steps, seed=seed, max_length=max_length)
-    trainer = _trainer(model, tokenizer, dataset, arguments, lora=config.lora, loading=loading)
-    trainer.add_callback(_ProgressCallback(f"train {out.name}"))
+    steps = num_steps or config.num_steps(len(dataset), num_processes=ranks.count())
+    resumed = ranks.decided_by_main(lambda: _resume_point(out, fingerprint, steps))
+    arguments = _arguments(
+        out,
+        config,
+        steps=steps,
+        seed=seed,
+        max_length=max_length if decoder_start is None else None,
+        device=ranks.device_options(launch),
+    )
+    trainer = _trainer(
+        model, tokenizer, dataset, arguments, config=config, loading=placed(loading, launch)
+    )
+    trainer.add_callback(LaunchCheck(trainer, launch))
+    if ranks.is_main():
+        trainer.add_callback(_ProgressCallback(f"train {out.name}"))
+        for callback in dashboard_callbacks(config.report_to, out):
+            trainer.add_callback(callback)
     with signals_wait() as interruption:
         keeper = CheckpointCallback(
             trainer,
@@ -200,45 +175,38 @@ def run(
             return  # a signal came, and takes effect now
         record = {"num_rows": len(dataset), "left_out": left_out, "num_steps": steps}
         settings = {"seed": seed, "config": config.settings, "fingerprint": fingerprint}
-        _finish(trainer, tokenizer, out, record | {"loss": _losses(trainer)} | settings)
-
-
-def training_rows(
-    examples: Sequence[Row],
-    weights: Mapping[str, float] | None,
-    tokenizer: Any,
-    *,
-    max_length: int,
-    truncation: Truncation = "drop",
-    template: ChatTemplate | None = None,
-) -> tuple[Dataset, dict[str, int]]:
-    """Tokenized rows with ``input_ids``, ``labels`` and ``weight``, and what was left out, counted.
-
-    Raises:
-        DataError: A row has no weight, or no row is left.
-    """
-    rows: list[dict[str, Any]] = []
-    left_out: dict[str, int] = {}
-    for row in tokenize(
-        examples, tokenizer, max_length=max_length, truncation=truncation, template=template
-    ):
-        weight = 1.0 if weights is None else weights.get(row.example_id)
-        reason = row.status if row.status != "ok" else "zero_weight" if weight == 0 else None
-        if reason is not None:
-            left_out[reason] = left_out.get(reason, 0) + 1
-            continue
-        if weight is None:
-            raise DataError(f"example {row.example_id!r} has no weight; weigh the same data again")
-        rows.append({"input_ids": list(row.input_ids), "labels": row.labels, "weight": weight})
-    if not rows:
-        raise DataError(f"no row is left to train on; left out: {left_out}")
-    return Dataset.from_list(rows), left_out
+        found = {"loss": _losses(trainer), "weights": _spread(dataset)}
+        found |= {"launch": launch_record(trainer.model_wrapped)}
+        whole = gathered_weights(trainer)
+        ranks.decided_by_main(
+            lambda: _finish(
+                trainer,
+                tokenizer,
+                out,
+                record | found | settings,
+                weights=whole,
+                base=model,
+                weighing=weighing,
+            )
+        )
 
 
 def _arguments(
-    out: Path, config: TrainingConfig, *, steps: int, seed: int, max_length: int
-) -> WeightedSFTConfig:
-    return WeightedSFTConfig(
+    out: Path,
+    config: TrainingConfig,
+    *,
+    steps: int,
+    seed: int,
+    max_length: int | None,
+    device: Mapping[str, Any],
+) -> WeightedSFTConfig | WeightedSeq2SeqConfig:
+    """Options of the trainer; an encoder-decoder's has no ``max_length``."""
+    options: Any = (
+        WeightedSeq2SeqConfig
+        if max_length is None
+        else partial(WeightedSFTConfig, max_length=max_length)
+    )
+    return options(
         output_dir=str(checkpoints.staging(out)),
         max_steps=steps,
         per_device_train_batch_size=config.batch_size,
@@ -248,18 +216,19 @@ def _arguments(
         warmup_steps=round(config.warmup_fraction * steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        loss_type=config.loss,
+        token_loss=config.loss.model_dump(),
         loss_normaliser=config.loss_normaliser,
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
-        max_length=max_length,
         bf16=config.bf16,
+        **device,
         activation_checkpointing=config.activation_checkpointing,
         seed=seed,
         data_seed=seed,
         logging_steps=max(1, steps // 50),
         logging_nan_inf_filter=False,  # it would log another loss in place of one that is NaN
         save_strategy="no",  # `CheckpointCallback` says when
-        report_to="none",
+        report_to="none",  # `dashboard_callbacks` knows where
+        run_name=run_name(out),
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
@@ -269,26 +238,29 @@ def _trainer(
     model: str,
     tokenizer: Any,
     dataset: Dataset,
-    arguments: WeightedSFTConfig,
+    arguments: WeightedSFTConfig | WeightedSeq2SeqConfig,
     *,
-    lora: LoraSettings | None,
+    config: TrainingConfig,
     loading: LoadingConfig,
-) -> "_Trainer":
+) -> "_Trainer | _Seq2SeqTrainer":
     """The trainer of a model, whose weights are float32 unless adapters are trained."""
-    precision = loading if lora else loading.model_copy(update={"dtype": "float32"})
+    changed = {"quantization": config.quantization} if config.lora else {"dtype": "float32"}
+    precision = loading.model_copy(update=changed)
+    is_seq2seq = isinstance(arguments, WeightedSeq2SeqConfig)
+    kind: Any = _Seq2SeqTrainer if is_seq2seq else _Trainer
     with _quiet_datasets():
-        trainer = _Trainer(
+        trainer = kind(
             load_model(model, precision).train(),
             arguments,
             train_dataset=dataset,
             processing_class=tokenizer,
-            peft_config=_peft(lora),
+            peft_config=_peft(config.lora, "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"),
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _peft(lora: LoraSettings | None) -> LoraConfig | None:
+def _peft(lora: LoraSettings | None, task_type: str) -> LoraConfig | None:
     if lora is None:
         return None
     modules = lora.target_modules
@@ -297,20 +269,25 @@ def _peft(lora: LoraSettings | None) -> LoraConfig | None:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=modules if isinstance(modules, str) else list(modules),
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
 
 
-class _Trainer(Checkpointing, WeightedSFTTrainer):
-    """The weighted trainer with checkpoints that can be trusted."""
+class _Trainer(Checkpointing, SameRows, WeightedSFTTrainer):
+    """The weighted trainer with checkpoints that can be trusted, in any number of processes."""
 
 
-def _environment() -> dict[str, Any]:
+class _Seq2SeqTrainer(Checkpointing, SameRows, WeightedSeq2SeqTrainer):
+    """The same for an encoder-decoder."""
+
+
+def _environment(launch: Launch | None) -> dict[str, Any]:
     """What else decides the bits of a trained model."""
     libraries = (torch, transformers, trl, peft, accelerate)
     return {
         "code": VERSION,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "launch": None if launch is None else launch.settings,
         **{f"versions.{library.__name__}": str(library.__version__) for library in libraries},
     }
 
@@ -334,25 +311,44 @@ def _resume_point(out: Path, fingerprint: Mapping[str, Any], steps: int) -> Path
     return found
 
 
-def _losses(trainer: WeightedSFTTrainer) -> list[list[Any]]:
+def _losses(trainer: WeightedStep) -> list[list[Any]]:
     """The logged losses by step."""
     return [[log["step"], log["loss"]] for log in trainer.state.log_history if "loss" in log]
 
 
-def _finish(trainer: WeightedSFTTrainer, tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
+def _spread(dataset: Dataset) -> dict[str, float]:
+    """How many rows of equal weight the rows are worth."""
+    with np.errstate(divide="ignore"):  # a weight of zero is a log-weight of -inf
+        size = effective_sample_size(np.log(np.array(dataset["weight"][:])))
+    return {"effective_sample_size": size, "ess_fraction": size / len(dataset)}
+
+
+def _finish(
+    trainer: WeightedStep,
+    tokenizer: Any,
+    out: Path,
+    record: dict[str, Any],
+    *,
+    weights: dict[str, Any] | None,
+    base: str,
+    weighing: Mapping[str, Any] | None,
+) -> None:
     """Write the result; what the record stands beside is whole, and needs no checkpoints."""
     with saving(str(out)):
-        _save(trainer, tokenizer, out)
+        _save(trainer, tokenizer, out, weights)
+        card = model_card(base, record, weighing=weighing)
+        write_bytes(out / "README.md", card.encode())
         checkpoints.sync_files(out)
         write_json(out / RECORD, record)
     checkpoints.remove(out)
 
 
-def _save(trainer: WeightedSFTTrainer, tokenizer: Any, out: Path) -> None:
+def _save(trainer: WeightedStep, tokenizer: Any, out: Path, weights: dict[str, Any] | None) -> None:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if isinstance(model, PeftModel):
+    is_quantized = getattr(model, "is_quantized", False)
+    if isinstance(model, PeftModel) and not is_quantized:
         model = model.merge_and_unload()
-    model.save_pretrained(out)
+    model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
 
 

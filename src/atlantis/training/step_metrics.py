@@ -14,8 +14,8 @@ def example_index(inputs: dict[str, Tensor]) -> Tensor:
     if "position_ids" in inputs:
         starts = inputs["position_ids"] == 0
         return (starts.flatten().long().cumsum(0) - 1).view_as(starts)
-    ids = inputs["input_ids"]
-    return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+    labels = inputs["labels"]
+    return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
 
 
 def weight_sums(weights: Tensor, token_counts: Tensor, index: Tensor) -> Tensor:

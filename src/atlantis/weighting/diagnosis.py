@@ -70,7 +70,7 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
     clipped = report["clipped_low_fraction"] + report["clipped_high_fraction"]
     if clipped > 0.5:
         found.append(f"{clipped:.0%} of the weights sit at a clip bound")
-    if ess > 1 - 1e-9 and report["scheme"]["scheme"]["kind"] != "uniform":
+    if ess > 1 - 1e-9 and report["scheme"]["scheme"]["kind"] not in ("uniform", "selection"):
         found.append("the weights are constant: training with them is plain SFT")
     return found
 

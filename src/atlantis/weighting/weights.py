@@ -3,6 +3,7 @@
 # pyarrow.compute makes its functions when it is imported, where pyright does not see them.
 # pyright: reportAttributeAccessIssue=false
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,32 @@ def read_weights(path: Path) -> Weights:
     columns = {name: table[name].to_pylist() for name in WEIGHTS_SCHEMA.names}
     beside = path.with_suffix(".json")
     return Weights(**columns, diagnostics=read_json(beside) if beside.exists() else {})
+
+
+def refuse_other_ids(weights: Weights, ids: Collection[str], *, where: str) -> None:
+    """Refuse weights that are not those of the rows with these ids.
+
+    Args:
+        weights: One weight per example.
+        ids: Ids of all rows, whether they could be scored or not.
+        where: What the weights are called.
+
+    Raises:
+        WeightError: A row has no weight, or a weight has no row.
+    """
+    given, wanted = set(weights.example_id), set(ids)  # `read_weights` refuses repeated ids
+    missing = [name for name in ids if name not in given]
+    if missing:
+        raise WeightError(
+            f"{where}: example {missing[0]!r} has no weight ({len(missing):,} of {len(ids):,} have "
+            "none); weigh the same data again"
+        )
+    extra = given - wanted
+    if extra:
+        raise WeightError(
+            f"{where}: {len(extra):,} ids such as {min(map(str, extra))!r} are not in the data; "
+            "weigh the same data again"
+        )
 
 
 def _refuse_repeated_ids(table: pa.Table, path: Path) -> None:

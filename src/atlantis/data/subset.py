@@ -1,0 +1,56 @@
+"""Some rows of a data file, in the file's own format."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from atlantis.data.sources import open_path
+from atlantis.disk import write_bytes, write_table
+from atlantis.errors import DataError
+
+
+def write_subset(data: Path, ids: Collection[str], out: Path) -> int:
+    """Copy the rows with these ids, as they are and in their order.
+
+    Args:
+        data: A JSONL, JSON or Parquet file.
+        ids: Ids of the rows, as `open_path` gives them.
+        out: The file to write, of the same kind.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        DataError: ``data`` is no such file, is malformed, or ``out`` is of another kind.
+    """
+    kind = data.suffix.lower()
+    if not data.is_file():
+        raise DataError(f"{data}: a subset is made of one file; name a JSONL, JSON or Parquet file")
+    if out.suffix.lower() != kind:
+        raise DataError(f"{out}: the rows stay as they are; give it the ending {kind}")
+    chosen = set(ids)
+    wanted = [n for n, row in enumerate(open_path(data)) if row.example_id in chosen]
+    if kind == ".parquet":
+        write_table(out, _taken(pq.read_table(data), wanted))
+    elif kind == ".json" and _is_list(data):
+        rows: Any = json.loads(data.read_text(encoding="utf-8-sig"))
+        text = json.dumps([rows[number] for number in wanted], ensure_ascii=False, indent=2)
+        write_bytes(out, f"{text}\n".encode())
+    else:
+        lines = [line for line in data.read_bytes().splitlines(keepends=True) if line.strip()]
+        kept = [lines[number] for number in wanted]
+        write_bytes(out, b"".join(line if line.endswith(b"\n") else line + b"\n" for line in kept))
+    return len(wanted)
+
+
+def _taken(table: pa.Table, rows: list[int]) -> pa.Table:
+    return table.take(pa.array(rows, pa.int64()))
+
+
+def _is_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
