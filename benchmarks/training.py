@@ -2,7 +2,9 @@
 
 Everybody trains the same random model of Qwen2's shape on the same rows of ragged lengths, in turns
 in one process; a step lasts from the end of the step before, so that batching counts. Times are
-medians. Memory is the most that a process of its own needs on top of the libraries.
+medians of the processor's time, which other work on the machine disturbs less than the clock on the
+wall, and ratios medians over the rounds. Memory is the most that a process of its own needs on top
+of the libraries.
 
 Off CUDA the trainer brings a head that projects the trained positions only; the row "TRL's head"
 leaves it out, so that what remains is the cost of the weights. Run it on an idle machine:
@@ -64,14 +66,14 @@ CONTENDERS = {
 
 
 class Clock(TrainerCallback):
-    """Wall time of the steps."""
+    """The processor's time of the steps; with one thread, what they take on an idle machine."""
 
     def __init__(self) -> None:
         self.marks: list[Any] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Note the time."""
-        self.marks.append(time.perf_counter())
+        self.marks.append(time.process_time())
 
     def seconds(self) -> list[float]:
         """Of every step but the first, which pays for what is made once."""
@@ -178,14 +180,15 @@ def step_seconds(
     *,
     rounds: int,
     num_steps: int,
-) -> dict[str, float]:
-    """Median of each; they take turns, in the other order every second round."""
+) -> dict[str, list[float]]:
+    """Median of each round; they take turns, in the other order every second round."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name in list(contenders)[:: -1 if number % 2 else 1]:
             gc.collect()  # models of the round before
-            seconds[name] += train(workload, contenders[name], layout, num_steps=num_steps)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+            steps = train(workload, contenders[name], layout, num_steps=num_steps)
+            seconds[name].append(statistics.median(steps))
+    return seconds
 
 
 def comparison(
@@ -211,11 +214,12 @@ def comparison(
         peaks = {name: peak_bytes(layout, name) for name in contenders}
         table.add_section()
         for name in contenders:
+            ratios = [own / stock for own, stock in zip(times[name], times[STOCK], strict=True)]
             table.add_row(
                 layout,
                 name,
-                f"{times[name] * 1e3:.1f}",
-                f"{times[name] / times[STOCK]:.3f}",
+                f"{statistics.median(times[name]) * 1e3:.0f}",
+                f"{statistics.median(ratios):.3f}",
                 f"{peaks[name] / 1e6:.0f}",
                 f"{peaks[name] / peaks[STOCK]:.3f}",
             )
@@ -253,7 +257,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=7, help="of a round; the first is not counted")
     parser.add_argument("--processes", type=int, default=3, help="median of so many for memory")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

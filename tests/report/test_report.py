@@ -19,7 +19,7 @@ from rich.console import Console
 
 from atlantis.errors import DataError, StoreError
 from atlantis.report import run, terminal_table
-from atlantis.report.figures import PALETTE
+from atlantis.report.charts import PALETTE
 
 HOSTILE = '<script>alert("x")</script> & <img src="https://evil.example/a.png"> <e1>a</e2>'
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from atlantis.cli.compare import compare
 from atlantis.cli.doctor import doctor
 from atlantis.cli.evaluate import evaluate
 from atlantis.cli.exits import exit_codes
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 for command in (run, quickstart, report, score, weigh, select, train, export, evaluate):
     app.command()(command)
-for command in (recipes, doctor):
+for command in (compare, recipes, doctor):
     app.command()(command)
 
 

@@ -7,7 +7,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from atlantis.report.figures import dark_style, figures
+from atlantis.report.charts import dark_style
+from atlantis.report.figures import figures
 from atlantis.report.words import OUTCOME_WORDS, fixed
 
 _CHECK_WORDS = {

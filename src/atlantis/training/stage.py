@@ -273,12 +273,16 @@ def _peft(lora: LoraSettings | None, task_type: str) -> LoraConfig | None:
     )
 
 
-class _Trainer(Checkpointing, SameRows, WeightedSFTTrainer):
-    """The weighted trainer with checkpoints that can be trusted, in any number of processes."""
+class _Steady(Checkpointing, SameRows):
+    """Checkpoints that can be trusted, in any number of processes."""
 
 
-class _Seq2SeqTrainer(Checkpointing, SameRows, WeightedSeq2SeqTrainer):
-    """The same for an encoder-decoder."""
+class _Trainer(_Steady, WeightedSFTTrainer):
+    """The trainer of a causal model."""
+
+
+class _Seq2SeqTrainer(_Steady, WeightedSeq2SeqTrainer):
+    """The trainer of an encoder-decoder."""
 
 
 def _environment(launch: Launch | None) -> dict[str, Any]:
@@ -348,7 +352,7 @@ def _save(trainer: WeightedStep, tokenizer: Any, out: Path, weights: dict[str, A
     is_quantized = getattr(model, "is_quantized", False)
     if isinstance(model, PeftModel) and not is_quantized:
         model = model.merge_and_unload()
-    model.save_pretrained(out, state_dict=weights)
+    model.save_pretrained(str(out), state_dict=weights)
     tokenizer.save_pretrained(out)
 
 

@@ -135,6 +135,8 @@ def _groups(joined: Joined, labels: Mapping[str, str] | None) -> dict[str, Group
 @dataclass(frozen=True)
 class _Outcome:
     log_weights: Floats
+    log_normaliser: float | None
+    """What takes a log-weight back to its value before mean one; None where groups differ in it."""
     kappa: float
     before_clipping: Floats
     low_fraction: float
@@ -155,8 +157,12 @@ def _apply(
         raise WeightError("some log-weights are not finite; look for scores of exactly 0")
     tempered = temper(raw, kappa=config.kappa, min_ess_fraction=config.min_ess_fraction)
     clipped = _clip(tempered.log_weights, config, masses=masses)
+    normalised = _normalise(clipped.log_weights, config, masses=masses, groups=groups)
+    largest = int(normalised.argmax())  # finite, or nothing could be normalised
+    shift = float(clipped.log_weights[largest] - normalised[largest])
     return _Outcome(
-        _normalise(clipped.log_weights, config, masses=masses, groups=groups),
+        normalised,
+        shift if config.normalise_within == "none" else None,
         tempered.kappa,
         tempered.log_weights,
         clipped.low_fraction,
@@ -211,6 +217,7 @@ def _complete(
         "num_ok": int(joined.is_ok.sum()),
         "status_counts": dict(sorted(Counter(status).items())),
         "kappa": outcome.kappa,
+        "log_normaliser": outcome.log_normaliser,
         "clipped_low_fraction": outcome.low_fraction,
         "clipped_high_fraction": outcome.high_fraction,
         "before_clipping": measures(outcome.before_clipping, lengths),
