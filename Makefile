@@ -34,6 +34,7 @@ bench: $(VENV)/.package
 	$(BIN)/python benchmarks/choices.py
 	$(BIN)/python benchmarks/weighing.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/proxy.py
 
 clean:
 	rm -rf $(VENV) runs build dist src/*.egg-info

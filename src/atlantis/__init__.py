@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atlantis.api import score, score_models, select, weigh
+    from atlantis.models.proxy import ProxyTunedLM
     from atlantis.records import Example
     from atlantis.store import ScoreStore
     from atlantis.training.joining import join_weights
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Example",
+    "ProxyTunedLM",
     "ScoreStore",
     "WeightedSFTConfig",
     "WeightedSFTTrainer",
@@ -36,6 +38,7 @@ __all__ = [
 
 _HOMES = {
     "Example": "atlantis.records",
+    "ProxyTunedLM": "atlantis.models.proxy",
     "ScoreStore": "atlantis.store",
     "WeightedSFTConfig": "atlantis.training.trainers",
     "WeightedSFTTrainer": "atlantis.training.trainers",

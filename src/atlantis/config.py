@@ -17,6 +17,7 @@ from pydantic import (
 from atlantis.data.config import DataConfig
 from atlantis.errors import ConfigError
 from atlantis.evaluation.stage import EvaluationConfig
+from atlantis.models.families import families, family_of
 from atlantis.models.loading import LoadingConfig
 from atlantis.recipes import builtin_recipes
 from atlantis.scoring.stage import ScoringConfig
@@ -36,7 +37,12 @@ class ModelsConfig(_Config):
     large: str
     """The model to be trained: a folder or a Hub name."""
     small: str
-    """The small base model, of the same tokenizer."""
+    """The small base model, of the same tokenizer; by default that of the family."""
+    family: str | None = None
+    """Where models that the recipe does not name come from: a name that 'atlantis families' lists.
+    A large model of the Hub tells its family itself."""
+    families_file: str | None = None
+    """YAML file with families of your own."""
     loading: LoadingConfig = LoadingConfig()
     """How models are put into memory; the same for all of them."""
 
@@ -51,7 +57,7 @@ class ModelsConfig(_Config):
         return self
 
 
-def _family(value: Any) -> Any:
+def _folder(value: Any) -> Any:
     """A bare path stands for a folder with ``large`` and ``small`` in it."""
     if not isinstance(value, str):
         return value
@@ -124,7 +130,7 @@ class RunConfig(_Config):
     """Name of the run, and of its folder."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     """Each seed trains its own reference and every arm."""
-    models: Annotated[ModelsConfig, BeforeValidator(_family)]
+    models: Annotated[ModelsConfig, BeforeValidator(_folder)]
     """The model family, or a folder that holds ``large`` and ``small``."""
     data: DataConfig
     """Training, trusted and test rows."""
@@ -146,6 +152,37 @@ class RunConfig(_Config):
     """How checkpoints are tested."""
     keep_models: Literal["all", "headline", "none"] = "headline"
     """Which arms' checkpoints stay on disk once they are tested."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_fills_in(cls, settings: Any) -> Any:
+        """Take from its family what the recipe does not name: the small model, the reference."""
+        models = settings.get("models")
+        if not isinstance(models, Mapping) or "large" not in models or "small" in models:
+            return settings
+        path = models.get("families_file")
+        known = families(None if path is None else Path(path))
+        name = models.get("family") or family_of(str(models["large"]), known)
+        if name not in known:
+            raise ValueError(
+                f"models.small is not named, and no family is known for {models['large']}: name "
+                f"models.small or models.family ({', '.join(known)})"
+            )
+        family = known[name]
+        filled = {**models, "small": family.small, "family": name}
+        reference = settings.get("reference") or {"model": family.reference}
+        return {**settings, "models": filled, "reference": reference}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the recipe would not see in it."""
+        if self.models.family is None:
+            return ()
+        reference = self.reference.model or "tuned here from the small one"
+        return (
+            f"models of the family {self.models.family}: small {self.models.small}, "
+            f"reference {reference}",
+        )
 
     @model_validator(mode="after")
     def _arms_exist(self) -> Self:

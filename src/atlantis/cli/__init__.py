@@ -15,8 +15,9 @@ from atlantis.cli.doctor import doctor
 from atlantis.cli.evaluate import evaluate
 from atlantis.cli.exits import exit_codes
 from atlantis.cli.export import export
+from atlantis.cli.generate import generate
 from atlantis.cli.output import put
-from atlantis.cli.recipes import quickstart, recipes, report, run
+from atlantis.cli.recipes import families, quickstart, recipes, report, run
 from atlantis.cli.score import score
 from atlantis.cli.select import select
 from atlantis.cli.train import train
@@ -30,9 +31,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's panels cut long option names on a narrow terminal
     pretty_exceptions_enable=False,
 )
-for command in (run, quickstart, report, score, weigh, select, train, export, evaluate):
+for command in (run, quickstart, report, score, weigh, select, train, export, evaluate, generate):
     app.command()(command)
-for command in (compare, recipes, doctor):
+for command in (compare, recipes, families, doctor):
     app.command()(command)
 
 

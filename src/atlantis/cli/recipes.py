@@ -37,6 +37,8 @@ def run(
     from atlantis.config import load_recipe
 
     pipeline = _pipeline(load_recipe(recipe, changes or ()), out, force=force)
+    for note in pipeline.config.notes:
+        say(note)
     if dry_run:
         _show_plan(pipeline, as_json=as_json)
         return
@@ -93,6 +95,27 @@ def recipes(as_json: Json = False) -> None:
         return
     for name, title in titles.items():
         put(f"{name:18} {title}")
+
+
+def families(
+    file: Annotated[
+        Path | None, typer.Option(help="YAML file with families of your own, added to these.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List known model families.
+
+    A recipe that names only a large model of one takes the small model and the reference from it.
+    """
+    from atlantis.models import families as known
+
+    found = known.families(file)
+    if as_json:
+        put_json({name: family.model_dump(mode="json") for name, family in found.items()})
+        return
+    for name, family in found.items():
+        put(f"{name}: small {family.small}, reference {family.reference}")
+        put(f"    large {', '.join(family.large)}")
 
 
 def _pipeline(config: "RunConfig", out: Path | None, *, force: bool) -> "Pipeline":

@@ -14,7 +14,7 @@ from atlantis.data.tool_calls import read_tools
 from atlantis.errors import DataError
 from atlantis.records import Conversation, Example, Row
 
-_CONDITIONS = (
+CONDITIONS = (
     "system",
     "history",
     "tools",
@@ -34,7 +34,7 @@ class Format:
     name: str
     required: tuple[str, ...]
     conditions: tuple[str, ...]
-    """Those of `_CONDITIONS` that it knows."""
+    """Those of `CONDITIONS` that it knows."""
     read: Callable[[JsonObject, str], Row]
 
 
@@ -45,7 +45,7 @@ def read_row(row: JsonObject, where: str) -> tuple[str, Row]:
         DataError: The columns fit no format or several, or a value is not what its column needs.
     """
     found = _format(row, where)
-    for name in _CONDITIONS:
+    for name in CONDITIONS:
         if name not in found.conditions and row.get(name):
             raise DataError(
                 f"{where}: column {name!r} would have no effect on {found.name}; put it into the "
@@ -160,7 +160,7 @@ _FORMATS = (
 )
 
 READ_COLUMNS = frozenset(
-    ["example_id", "gold_completion", "input", *_CONDITIONS]
+    ["example_id", "gold_completion", "input", *CONDITIONS]
     + [name for known in _FORMATS for name in known.required]
 )
 """All columns that any format reads."""

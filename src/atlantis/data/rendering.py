@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +24,8 @@ PLAIN = "plain"
 """Name of the template for models that have none."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError)
+"""What a template raises that cannot render a chat."""
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
@@ -47,6 +49,14 @@ class RenderedExample:
     the tokenizer adds its own, and an end-of-turn token stands after every completion."""
 
 
+class Opening(NamedTuple):
+    """A chat as text up to where the assistant speaks next."""
+
+    text: str
+    has_special_tokens: bool
+    """Whether the text holds the special tokens already."""
+
+
 class ChatTemplate(Protocol):
     """Turns a chat into text."""
 
@@ -57,6 +67,14 @@ class ChatTemplate(Protocol):
 
     def render(self, chat: Conversation) -> RenderedExample:
         """The chat as text.
+
+        Raises:
+            DataError: The template cannot render this chat.
+        """
+        ...
+
+    def opening(self, chat: Conversation) -> Opening:
+        """The whole chat and the beginning of the assistant's next turn.
 
         Raises:
             DataError: The template cannot render this chat.
@@ -85,6 +103,13 @@ class PlainTemplate:
         end = spans[-1].stop  # what follows the last learnt turn conditions nothing
         return RenderedExample(chat.example_id, text[:end], tuple(spans), has_special_tokens=False)
 
+    def opening(self, chat: Conversation) -> Opening:
+        """The chat, and the assistant's name before its next turn; never fails."""
+        turn = {"role": "assistant", "content": "."}
+        longer = replace(chat, messages=(*chat.messages, turn), learnt=(len(chat.messages),))
+        rendered = self.render(longer)
+        return Opening(rendered.text[: rendered.completions[-1].start], has_special_tokens=False)
+
 
 class JinjaTemplate:
     """A chat template as tokenizers carry it."""
@@ -103,13 +128,22 @@ class JinjaTemplate:
         """
         try:
             text, spans = self._marked(chat) if self._has_markers else self._by_prefixes(chat)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            raise DataError(
-                f"example {chat.example_id!r}: the chat template refuses it ({error}); correct the "
-                "row or choose another template"
-            ) from None
+        except _REFUSALS as error:
+            raise _refusal(chat, error) from None
         end = spans[-1].stop
         return RenderedExample(chat.example_id, text[:end], tuple(spans), has_special_tokens=True)
+
+    def opening(self, chat: Conversation) -> Opening:
+        """The chat, and the template's own beginning of an answer.
+
+        Raises:
+            DataError: The template refuses the chat.
+        """
+        try:
+            text = self._render(chat, len(chat.messages), add_generation_prompt=True)[0][0]
+        except _REFUSALS as error:
+            raise _refusal(chat, error) from None
+        return Opening(text, has_special_tokens=True)
 
     def _marked(self, chat: Conversation) -> tuple[str, list[Span]]:
         texts, spans = self._render(chat, len(chat.messages), return_assistant_tokens_mask=True)
@@ -226,6 +260,13 @@ def _update(digest: Any, parts: Iterable[str]) -> None:
     for part in parts:
         encoded = part.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
+
+
+def _refusal(chat: Conversation, error: Exception) -> DataError:
+    return DataError(
+        f"example {chat.example_id!r}: the chat template refuses it ({error}); correct the row or "
+        "choose another template"
+    )
 
 
 def _said(message: Any) -> str:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atlantis.models.encoder_decoder import loaded_start_token
 
-_PLAIN: dict[str, Any] = {
+PLAIN: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
     "repetition_penalty": 1.0,
@@ -57,31 +57,38 @@ def _generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> list[list[int]]:
-    longest = max(len(prompt) for prompt in prompts)
+    num_given, inputs = prompt_inputs(model, tokenizer, prompts)
     end_of_turn: Any = tokenizer.eos_token_id
+    generate: Any = model.generate
+    output: Any = generate(
+        **inputs,
+        **PLAIN,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end_of_turn,
+        pad_token_id=end_of_turn,
+    )
+    return output[:, num_given:].tolist()
+
+
+def prompt_inputs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+) -> tuple[int, dict[str, Tensor]]:
+    """What ``generate`` takes for prompts, and how many of the ids that it returns are given."""
+    longest = max(len(prompt) for prompt in prompts)
     # Padded on the left, so that every row's last prompt token is where generation starts. An
     # encoder's are padded on the right: BART counts the places of its tokens from the left.
     is_encoded = bool(model.config.is_encoder_decoder)
-    input_ids = torch.full((len(prompts), longest), end_of_turn)
+    input_ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # every vocabulary has a 0
     attention_mask = torch.zeros_like(input_ids)
     for row, prompt in enumerate(prompts):
         first = 0 if is_encoded else longest - len(prompt)
         input_ids[row, first : first + len(prompt)] = torch.tensor(prompt)
         attention_mask[row, first : first + len(prompt)] = 1
-    generate: Any = model.generate
     begun: dict[str, Tensor] = {}
     if is_encoded:
         longest, begun = _decoder_inputs(model, tokenizer, num_rows=len(prompts))
-    output: Any = generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        **begun,
-        **_PLAIN,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=end_of_turn,
-        pad_token_id=end_of_turn,
-    )
-    return output[:, longest:].tolist()
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return longest, {name: ids.to(model.device) for name, ids in given.items()} | begun
 
 
 def _decoder_inputs(

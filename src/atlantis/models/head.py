@@ -7,6 +7,7 @@ statistics are float32 whatever the model's dtype: a bfloat16 logit of 20 is off
 bfloat16 log-softmax by up to 0.1 nats in the tail.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,20 @@ class HeadOutput(NamedTuple):
     top_tokens: Tensor
 
 
+class ComposedHead(ABC):
+    """The head of a model that is made of several: it transforms its logits by itself."""
+
+    out_features: int
+    """Size of the vocabulary."""
+    is_whole: bool
+    """Whether it can project a part of the vocabulary."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor, tokens: slice) -> Tensor:
+        """float32 logits of ``tokens``, ``[position, token]``."""
+        ...
+
+
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
     """Read scaling and soft-capping from a model's configuration."""
     fields: Any = config.get_text_config()
@@ -74,10 +89,13 @@ def head_logits(
     Args:
         model: A language model.
         hidden: What its head takes.
-        tokens: Part of the vocabulary; less than the whole only of a head that `_is_whole`.
+        tokens: Part of the vocabulary; less than the whole only of a head that `is_whole`.
     """
+    head: Any = model.get_output_embeddings()
+    if isinstance(head, ComposedHead):
+        return head.logits(hidden, tokens)
     transform = logit_transform(model.config)
-    logits = _project(model.get_output_embeddings(), hidden, tokens)
+    logits = _project(head, hidden, tokens)
     if transform.scale != 1.0:
         logits = logits * transform.scale
     if transform.softcap is not None:
@@ -129,7 +147,7 @@ def completion_logprobs(model: PreTrainedModel, hidden: Tensor, targets: Tensor)
     """
     block = _CPU_BLOCK if hidden.device.type == "cpu" else _GPU_BLOCK
     head: Any = model.get_output_embeddings()
-    if _is_whole(head):
+    if is_whole(head):
         num_tokens = int(head.out_features)
     else:  # gives all logits or none
         num_tokens = int(model.config.get_text_config().vocab_size)
@@ -198,7 +216,7 @@ def _project(head: Any, hidden: Tensor, tokens: slice = slice(None)) -> Tensor:
 
     While gradients are recorded the module runs by itself, for those who shard its weights.
     """
-    if torch.is_grad_enabled() or not _is_whole(head):
+    if torch.is_grad_enabled() or not is_whole(head):
         return head(hidden).float()
     weight = head.weight[tokens]
     bias = None if head.bias is None else head.bias[tokens]
@@ -212,8 +230,10 @@ def _project(head: Any, hidden: Tensor, tokens: slice = slice(None)) -> Tensor:
     return logits if bias is None else logits + bias
 
 
-def _is_whole(head: Any) -> bool:
+def is_whole(head: Any) -> bool:
     """Whether it is a plain layer, neither sharded nor offloaded, quantized or with an adapter."""
+    if isinstance(head, ComposedHead):
+        return head.is_whole
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
         return False
     return head.weight.shape == (head.out_features, head.in_features) and not _is_meta(head)
@@ -260,7 +280,7 @@ def _own_logits(model: PreTrainedModel) -> Tensor:
     head: Any = model.get_output_embeddings()
 
     def widen(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not _is_whole(module) or module.weight.dtype not in _HALF:
+        if not is_whole(module) or module.weight.dtype not in _HALF:
             return output.float()
         return _project(module, inputs[0].flatten(0, -2)).unflatten(0, output.shape[:-1])
 
