@@ -9,6 +9,7 @@ from atlantis import api
 from atlantis.errors import ConfigError, StoreError
 from atlantis.records import Example
 from atlantis.scoring import windows
+from atlantis.scoring.backends import TransformersBackend
 
 WORDS = ["the", "storm", "caused", "flood", "in", "old", "town", "engine", "car", "author", "box"]
 
@@ -124,15 +125,15 @@ def test_a_stopped_pass_goes_on_for_each_model_where_it_was(
 def test_a_model_that_was_scored_before_is_left_alone(models, alone, tmp_path, monkeypatch):
     api.score(Rows(), model=models["small"], out=tmp_path / "out" / "small")
     opened = []
-    open_ = windows.ModelPass.__new__
+    open_ = TransformersBackend.open
 
-    def counting(cls, store, open_scorer):
-        opened.append(store.folder.name)
-        return open_(cls, store, open_scorer)
+    def counting(self, model, rows):
+        opened.append(model.name)
+        return open_(self, model, rows)
 
-    monkeypatch.setattr(windows.ModelPass, "__new__", counting)
+    monkeypatch.setattr(TransformersBackend, "open", counting)
     stores = api.score_models(Rows(), models, out=tmp_path / "out")
-    assert opened == ["reference"]
+    assert opened == [models["reference"]]
     assert {name: content(store.folder) for name, store in stores.items()} == alone
 
 

@@ -291,3 +291,32 @@ def test_unusable_weights_are_refused(model, bpe_tokenizer, tmp_path, weights, m
 def test_options_that_cannot_be_right_are_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         arguments(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch_size", [1, 5, NUM_ROWS])
+def test_the_loss_of_an_evaluation_is_over_all_rows_whatever_the_batches(
+    model, bpe_tokenizer, tmp_path, layout, normaliser, batch_size
+):
+    rows = ragged_rows()
+    options = {"per_device_eval_batch_size": batch_size, "loss_normaliser": normaliser}
+    trainer = WeightedSFTTrainer(
+        model,
+        arguments(tmp_path, **options, **LAYOUTS[layout]),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows),
+        processing_class=bpe_tokenizer,
+    )
+    found = trainer.evaluate()
+    total, plain, num_tokens = 0.0, 0.0, normaliser_of(rows, "token_mean")
+    for row in rows:
+        with torch.no_grad():
+            logits = model.eval()(torch.tensor([row["input_ids"]])).logits.double()
+        logprobs, targets = logits[0, :-1].log_softmax(-1), torch.tensor(row["labels"])[1:]
+        kept = targets != -100
+        nll = -float(logprobs[kept].gather(-1, targets[kept][:, None]).sum())
+        total += row["weight"] * (nll / int(kept.sum()) if normaliser == "example_mean" else nll)
+        plain += nll
+    assert found["eval_loss"] == pytest.approx(total / normaliser_of(rows, normaliser), rel=1e-5)
+    assert found["eval_nll"] == pytest.approx(plain / num_tokens, rel=1e-5)

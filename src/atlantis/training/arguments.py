@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 
-from atlantis.errors import ConfigError
-from atlantis.training.collation import Normaliser
+from atlantis.errors import ConfigError, WeightError
+from atlantis.training.collation import Normaliser, check_weights
 from atlantis.training.losses import Sft, TokenLoss, token_loss
 
 
@@ -100,3 +101,52 @@ def chosen_token_loss(settings: Mapping[str, Any] | str | None) -> TokenLoss:
     if settings is None:
         return Sft()
     return token_loss({"name": settings} if isinstance(settings, str) else settings)
+
+
+def require_weights(dataset: Any, *, stock: str) -> None:
+    """Refuse a training set without usable weights.
+
+    Args:
+        dataset: What was given as the training set.
+        stock: The trainer for those who want none.
+
+    Raises:
+        ConfigError: It is no `datasets.Dataset`.
+        WeightError: It has no weights, or unusable ones.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(
+            f"train_dataset must be a datasets.Dataset, got {type(dataset).__name__}; "
+            "streaming data sets are not supported with weights"
+        )
+    if "token_weights" in dataset.column_names:
+        check_weights([w for row in dataset["token_weights"] for w in row])
+    elif "weight" in dataset.column_names:
+        check_weights(dataset["weight"][:])
+    else:
+        raise WeightError(
+            f"train_dataset has no column 'weight' (it has {', '.join(dataset.column_names)}); "
+            f"add one, or use {stock} for unweighted training"
+        )
+
+
+def refuse_options(given: dict[str, Any], names: tuple[str, ...], *, trainer: str) -> None:
+    """Refuse arguments of a trainer that it has no use for.
+
+    Raises:
+        ConfigError: One of ``names`` is given.
+    """
+    for name in names:
+        if given.get(name) is not None:
+            raise ConfigError(f"{name} cannot be combined with {trainer}, which has its own")
+
+
+def refuse_parallelism(accelerator: Any) -> None:
+    """Refuse to spread the tokens of a row over devices.
+
+    Raises:
+        ConfigError: Context or sequence parallelism is on.
+    """
+    parallelism = accelerator.parallelism_config
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise ConfigError("weights are not sharded by context or sequence parallelism; turn it off")

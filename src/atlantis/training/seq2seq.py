@@ -10,29 +10,27 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import EvalLoopOutput
 
 from atlantis.errors import ConfigError
 from atlantis.models.head import check_head
-from atlantis.training.arguments import check_weighted_options, chosen_token_loss
-from atlantis.training.collation import WEIGHT_COLUMNS
-from atlantis.training.compact_head import use_compact_decoder_head
-from atlantis.training.losses import TokenLoss
-from atlantis.training.seq2seq_rows import PAIR_COLUMNS, PairCollator, with_pair_columns
-from atlantis.training.step_metrics import token_metrics
-from atlantis.training.weighted_step import (
-    WeightedStep,
+from atlantis.training.arguments import (
+    check_weighted_options,
+    chosen_token_loss,
     refuse_options,
     refuse_parallelism,
     require_weights,
 )
+from atlantis.training.collation import WEIGHT_COLUMNS
+from atlantis.training.compact_head import use_compact_decoder_head
+from atlantis.training.losses import TokenLoss
+from atlantis.training.seq2seq_rows import PAIR_COLUMNS, PairCollator, with_pair_columns
+from atlantis.training.weighted_step import WeightedStep
 
 _OWN = ("compute_loss_func", "data_collator", "compute_metrics", "preprocess_logits_for_metrics")
 
@@ -133,7 +131,6 @@ class WeightedSeq2SeqTrainer(WeightedStep, Seq2SeqTrainer):
         self._start_token: int | None = model.config.decoder_start_token_id
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._total_train_tokens = 0
-        self._evaluated: list[Tensor] = []
         super().__init__(
             model=_with_adapters(model, peft_config),
             args=args,
@@ -197,59 +194,6 @@ class WeightedSeq2SeqTrainer(WeightedStep, Seq2SeqTrainer):
             raise ConfigError(f"evaluate does not generate: {min(gen_kwargs)} has no effect")
         prepared = self._prepared_sets(eval_dataset, self.args)
         return super().evaluate(prepared, ignore_keys, metric_key_prefix)
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """The parent's, with a loss that is no mean of the batches' means."""
-        self._evaluated = []
-        output = super().evaluation_loop(
-            dataloader, description, True, ignore_keys, metric_key_prefix
-        )
-        sums: Any = self.accelerator.reduce(torch.stack(self._evaluated).sum(0), reduction="sum")
-        loss, count = sums[:2].tolist()
-        found = {"loss": loss / count if count else 0.0} | token_metrics(sums[2:])
-        metrics: dict[str, float] = output.metrics or {}
-        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        return output._replace(metrics=metrics)
-
-    @torch.no_grad()
-    def prediction_step(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-        **_: Any,
-    ) -> tuple[Any, None, None]:
-        """Add one batch to the sums of an evaluation."""
-        inputs = self._without_repeats(dict(self._prepare_inputs(inputs)))
-        with self.compute_loss_context_manager():
-            found = self._predict(model, inputs)
-            loss = found.loss(1.0).double()
-        sums = torch.stack([loss, found.token_counts.double().sum()])
-        self._evaluated.append(torch.cat([sums, self._token_sums(found)]))
-        return loss, None, None
-
-    def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch in which rows count for nothing that only fill up the last batch of a rank."""
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader:
-            return inputs
-        num_rows, num_left = len(inputs["labels"]), state.remainder
-        position = self.accelerator.process_index * num_rows
-        if 0 < num_left < position + num_rows:
-            repeats = slice(max(0, num_left - position), None)
-            inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-            inputs["labels"][repeats] = -100
-            for name in WEIGHT_COLUMNS:
-                inputs[name][repeats] = 0.0
-        return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the means of a step's metrics beside its loss."""

@@ -14,7 +14,12 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import SFTTrainer
 
 from atlantis.errors import ConfigError
-from atlantis.training.arguments import WeightedSFTConfig
+from atlantis.training.arguments import (
+    WeightedSFTConfig,
+    refuse_options,
+    refuse_parallelism,
+    require_weights,
+)
 from atlantis.training.collation import (
     WEIGHT_COLUMNS,
     WeightedCollator,
@@ -22,14 +27,9 @@ from atlantis.training.collation import (
     with_token_columns,
 )
 from atlantis.training.compact_head import use_compact_head
-from atlantis.training.weighted_step import (
-    WeightedStep,
-    refuse_options,
-    refuse_parallelism,
-    require_weights,
-)
+from atlantis.training.weighted_step import WeightedStep
 
-_OWN = ("compute_loss_func", "data_collator", "compute_metrics")
+_OWN = ("compute_loss_func", "data_collator", "compute_metrics", "preprocess_logits_for_metrics")
 
 
 class WeightedSFTTrainer(WeightedStep, SFTTrainer):
@@ -39,7 +39,9 @@ class WeightedSFTTrainer(WeightedStep, SFTTrainer):
 
     Takes what `trl.SFTTrainer` takes. The training set needs a column ``weight`` (one float per
     example) or, when it is tokenized already, ``token_weights`` (one per token of ``input_ids``).
-    An evaluation set without either counts every example once. With unit weights the loss, the
+    An evaluation set without either counts every example once; the loss of an evaluation, and the
+    means per token beside it, are over all of its tokens or examples, whatever the batches and (not
+    for rows laid end to end) the ranks. With unit weights the loss, the
     gradients and the steps are those of `trl.SFTTrainer`.
 
     A loss that looks at another model needs its log-probabilities as a column of both sets, one per

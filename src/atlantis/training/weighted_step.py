@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
-from atlantis.errors import ConfigError, WeightError
+from atlantis.errors import ConfigError
 from atlantis.numerics.losses import weighted_loss
-from atlantis.training.collation import WEIGHT_COLUMNS, check_weights, plain_weights
+from atlantis.training.collation import WEIGHT_COLUMNS, plain_weights
 from atlantis.training.losses import OLD, TokenBatch, TokenLoss
 from atlantis.training.step_metrics import (
     example_index,
@@ -58,6 +58,7 @@ class WeightedStep(Trainer):
     _total_train_tokens: int
     _epoch: Any = None
     _windows: Iterator[dict[str, Any]] = iter(())
+    _evaluated: list[Tensor]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -148,6 +149,61 @@ class WeightedStep(Trainer):
         self._record(mode, inputs, self._token_sums(found))
         return (loss, found.outputs) if return_outputs else loss
 
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The parent's, with a loss that is no mean of the batches' means."""
+        self._evaluated = []
+        output = super().evaluation_loop(
+            dataloader, description, True, ignore_keys, metric_key_prefix
+        )
+        sums: Any = self.accelerator.reduce(torch.stack(self._evaluated).sum(0), reduction="sum")
+        loss, count = sums[:2].tolist()
+        found = {"loss": loss / count if count else 0.0} | token_metrics(sums[2:])
+        metrics: dict[str, float] = output.metrics or {}
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        return output._replace(metrics=metrics)
+
+    @torch.no_grad()
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **_: Any,
+    ) -> tuple[Any, None, None]:
+        """Add one batch to the sums of an evaluation."""
+        inputs = self._without_repeats(dict(self._prepare_inputs(inputs)))
+        with self.compute_loss_context_manager():
+            found = self._predict(model, inputs)
+            loss = found.loss(1.0).double()
+        sums = torch.stack([loss, found.token_counts.double().sum()])
+        self._evaluated.append(torch.cat([sums, self._token_sums(found)]))
+        return loss, None, None
+
+    def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch in which rows count for nothing that only fill up the last batch of a rank."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader:
+            return inputs
+        if "position_ids" in inputs:  # laid end to end: which rows these are is not known
+            return inputs
+        num_rows, num_left = len(inputs["labels"]), state.remainder
+        position = self.accelerator.process_index * num_rows
+        if 0 < num_left < position + num_rows:
+            repeats = slice(max(0, num_left - position), None)
+            inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+            inputs["labels"][repeats] = -100
+            for name in WEIGHT_COLUMNS:
+                inputs[name][repeats] = 0.0
+        return inputs
+
     def _predict(self, model: Any, inputs: dict[str, Any]) -> Predicted:
         """The forward pass over one batch, and the losses of its tokens."""
         inputs = dict(inputs)
@@ -210,52 +266,3 @@ class WeightedStep(Trainer):
         if "attention_mask" in inputs:
             return inputs["attention_mask"].sum()
         return inputs["position_ids"].numel()
-
-
-def require_weights(dataset: Any, *, stock: str) -> None:
-    """Refuse a training set without usable weights.
-
-    Args:
-        dataset: What was given as the training set.
-        stock: The trainer for those who want none.
-
-    Raises:
-        ConfigError: It is no `datasets.Dataset`.
-        WeightError: It has no weights, or unusable ones.
-    """
-    if not isinstance(dataset, Dataset):
-        raise ConfigError(
-            f"train_dataset must be a datasets.Dataset, got {type(dataset).__name__}; "
-            "streaming data sets are not supported with weights"
-        )
-    if "token_weights" in dataset.column_names:
-        check_weights([w for row in dataset["token_weights"] for w in row])
-    elif "weight" in dataset.column_names:
-        check_weights(dataset["weight"][:])
-    else:
-        raise WeightError(
-            f"train_dataset has no column 'weight' (it has {', '.join(dataset.column_names)}); "
-            f"add one, or use {stock} for unweighted training"
-        )
-
-
-def refuse_options(given: dict[str, Any], names: tuple[str, ...], *, trainer: str) -> None:
-    """Refuse arguments of a trainer that it has no use for.
-
-    Raises:
-        ConfigError: One of ``names`` is given.
-    """
-    for name in names:
-        if given.get(name) is not None:
-            raise ConfigError(f"{name} cannot be combined with {trainer}, which has its own")
-
-
-def refuse_parallelism(accelerator: Any) -> None:
-    """Refuse to spread the tokens of a row over devices.
-
-    Raises:
-        ConfigError: Context or sequence parallelism is on.
-    """
-    parallelism = accelerator.parallelism_config
-    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-        raise ConfigError("weights are not sharded by context or sequence parallelism; turn it off")
