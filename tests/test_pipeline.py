@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -109,7 +110,7 @@ def test_held_out_rows_that_cannot_be_scored_are_left_out_with_their_pair(
     values = {row.example_id: rng.gauss(0, 1) - 9 for row in rows}
     bad = {rows[0].example_id, rows[half + 1].example_id}
 
-    def score(examples, model, out, *, config, loading):
+    def score(examples, model, out):
         store = ScoreStore(out)
         store.start({"rendered_text": "x", "source": "y", "scoring": {"score_end_of_turn": False}})
         scores = [
@@ -123,7 +124,10 @@ def test_held_out_rows_that_cannot_be_scored_are_left_out_with_their_pair(
         store.finish()
         return store
 
-    monkeypatch.setattr(check.scoring, "run", score)
+    def job(rows, role, models, **_):
+        return SimpleNamespace(run=lambda out: score(rows, models[role], out))
+
+    monkeypatch.setattr(check, "scoring_job", job)
     models = {"large": "large", "small": "small", "reference": "tuned"}
     found = check.measure_separation(inputs, config, models=models, folder=tmp_path, seed=3)
     left = [(r, w) for r, w in zip(rows[:half], rows[half:], strict=True)][2:]
@@ -152,3 +156,50 @@ def test_a_selection_within_labels_is_judged_within_labels(recipe, tmp_path):
         if right.label == wrong.label
     ]
     assert found["mean"] == pytest.approx(sum(won) / len(won), abs=1e-12)
+
+
+def test_arms_take_other_losses_select_rows_and_weigh_by_the_normalised_target(recipe, tmp_path):
+    arms = {
+        "sft": {},
+        "atlantis": {"weights": "proxy"},
+        "shuffled": {"weights": {"scheme": {"kind": "shuffled"}}},
+        "asft": {"loss": {"name": "asft", "kl_weight": 0.1}},
+        "iw_sft": {"loss": "iw_sft", "weights": "influence"},
+        "half": {
+            "select": {"share": 0.5, "drop_unhelped": False, "judge": "small"},
+            "weights": "influence",
+        },
+    }
+    settings = recipe.model_dump() | {"arms": arms}
+    pipeline = Pipeline(RunConfig.model_validate(settings), tmp_path / "out", force=True)
+    pipeline.run(lambda stage: None)
+    folder = tmp_path / "out/stages"
+    records = {
+        arm: read_json(next(folder.glob(f"evaluate-{arm}-seed0-*")) / "run.json") for arm in arms
+    }
+    assert records["asft"]["config"]["loss"]["kl_weight"] == 0.1
+    assert "scores.base_logprobs" in records["asft"]["fingerprint"]
+    assert "scores.reference_logprobs" in records["iw_sft"]["fingerprint"]
+    assert (records["sft"]["num_rows"], records["half"]["num_rows"]) == (40, 20)
+    assert records["half"]["num_steps"] < records["sft"]["num_steps"]
+    card = next(folder.glob("train-atlantis-seed0-*")) / "README.md"
+    assert "## Results" in card.read_text()
+    assert "official_f1, 9 test rows" in card.read_text()
+    assert r"p_\text{small} / Z" in card.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"rows": "train+trusted", "loss": "asft"}, "loss asft needs scores, and trusted rows"),
+        ({"rows": "right", "select": {"share": 0.5}}, "use rows: train"),
+        ({"select": {"method": "weight"}}, "select by weight needs weights"),
+        ({"select": {"pool": 0.5}}, "an option of 'atlantis select' only"),
+        ({"select": {"keep_weights": True}}, "goes without saying"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused(recipe, arm, message):
+    settings = recipe.model_dump()
+    settings["arms"]["other"] = arm
+    with pytest.raises(ValueError, match=message):
+        RunConfig.model_validate(settings)

@@ -53,6 +53,9 @@ def score(
     served_model: str | None = None,
     api_key: str | None = None,
     parity_rows: int = 16,
+    proxy_small: str | None = None,
+    proxy_reference: str | None = None,
+    proxy_alpha: float | None = None,
 ) -> ScoreStore:
     """Log-probability of every completion under a model, on disk; goes on after a kill.
 
@@ -81,11 +84,15 @@ def score(
         revision: Commit, branch or tag of a Hub model.
         adapter: A PEFT adapter on top of the model.
         trust_remote_code: Whether code that comes with the model may run.
-        backend: ``transformers``, ``vllm``, or ``server`` with a ``base_url``.
+        backend: ``transformers``, ``vllm``, ``server`` with a ``base_url``, or ``proxy``: the model
+            moved by what tuning did to a small one, for the scheme ``proxy``.
         base_url: Address of an OpenAI-compatible server, ending in ``/v1``.
         served_model: The model's name there, if it is another than ``model``.
         api_key: Key for the server.
         parity_rows: Rows on which ``vllm`` and ``server`` must agree with transformers; 0 for none.
+        proxy_small: For ``proxy``: the small base model.
+        proxy_reference: For ``proxy``: the small model, tuned.
+        proxy_alpha: For ``proxy``: how far, by default 1.
 
     Returns:
         The complete store.
@@ -129,7 +136,7 @@ def score_models(
             raise ConfigError(f"score: model name {name!r}: use letters, digits, '-', '_' and '.'")
     chosen = _options() | options
     if len(models) > 1:
-        for option in ("adapter", "revision", "served_model", "base_url"):
+        for option in ("adapter", "revision", "served_model", "base_url", "proxy_small"):
             if chosen[option] is not None:
                 raise ConfigError(
                     f"score: {option} belongs to one model; score that model by itself"
@@ -147,6 +154,7 @@ def weigh(
     large: ScoreStore | _PathLike | None = None,
     small: ScoreStore | _PathLike | None = None,
     reference: ScoreStore | _PathLike | None = None,
+    proxy: ScoreStore | _PathLike | None = None,
     scheme: str | Mapping[str, Any] = "influence",
     alpha: float | None = None,
     kappa: float | None = None,
@@ -165,6 +173,7 @@ def weigh(
             models that it names.
         small: Scores of the small base model.
         reference: Scores of the tuned small model.
+        proxy: Scores of the large model by the back end ``proxy``, for the scheme of that name.
         scheme: Name of a scheme or preset, or the settings of a scheme (``{"kind": ..., ...}``).
         alpha: Power of the completion's length: 1 is the mean per token, 0 the whole sequence.
         kappa: Power of the weights: over 1 sharpens, under 1 flattens.
@@ -194,6 +203,7 @@ def weigh(
         large=_store(large),
         small=_store(small),
         reference=_store(reference),
+        proxy=_store(proxy),
         config=validated(weighting.WeightingConfig, settings, where="weigh"),
         normalise_for=_check_normalise_for(normalise_for),
         labels=labels,
@@ -317,38 +327,37 @@ def _prepare(
         models,
         config=validated(scoring.ScoringConfig, part(scoring.ScoringConfig), where="score"),
         loading=validated(LoadingConfig, part(LoadingConfig), where="score"),
-        backend=_backend(
-            options["backend"],
-            options["base_url"],
-            options["served_model"],
-            options["api_key"],
-            options["parity_rows"],
-        ),
+        backend=_backend(options),
     )
 
 
-def _backend(
-    kind: str,
-    base_url: str | None,
-    served_model: str | None,
-    api_key: str | None,
-    parity_rows: int,
-) -> "Backend":
+_OF_SERVER = ("base_url", "served_model", "api_key")
+_OF_PROXY = ("proxy_small", "proxy_reference", "proxy_alpha")
+
+
+def _backend(options: Mapping[str, Any]) -> "Backend":
     """What computes the scores; an option without effect is refused."""
     from atlantis.scoring import backends
 
-    if kind not in ("transformers", "vllm", "server"):
-        raise ConfigError(f"score: backend {kind!r}: choose transformers, vllm or server")
-    server = {"base_url": base_url, "served_model": served_model, "api_key": api_key}
+    kind = options["backend"]
+    if kind not in ("transformers", "vllm", "server", "proxy"):
+        raise ConfigError(f"score: backend {kind!r}: choose transformers, vllm, server or proxy")
+    for names, owner in ((_OF_SERVER, "server"), (_OF_PROXY, "proxy")):
+        given = [name for name in names if options[name] is not None]
+        if given and kind != owner:
+            raise ConfigError(f"score: {given[0]} has no effect on backend {kind}; leave it out")
     if kind == "server":
-        if base_url is None:
+        if options["base_url"] is None:
             raise ConfigError("score: backend server needs base_url, such as http://HOST:8000/v1")
-        return backends.ServerBackend(base_url, served_model, api_key, parity_rows)
-    given = [name for name, value in server.items() if value is not None]
-    if given:
-        raise ConfigError(f"score: {given[0]} has no effect on backend {kind}; leave it out")
+        base_url, served_model, api_key = (options[name] for name in _OF_SERVER)
+        return backends.ServerBackend(base_url, served_model, api_key, options["parity_rows"])
+    if kind == "proxy":
+        small, reference, alpha = (options[name] for name in _OF_PROXY)
+        if small is None or reference is None:
+            raise ConfigError("score: backend proxy needs proxy_small and proxy_reference")
+        return backends.ProxyBackend(small, reference, 1.0 if alpha is None else float(alpha))
     if kind == "vllm":
-        return backends.VllmBackend(parity_rows)
+        return backends.VllmBackend(options["parity_rows"])
     return backends.TransformersBackend()
 
 

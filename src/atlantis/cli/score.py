@@ -77,7 +77,11 @@ def score(
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
     ] = False,
     backend: Annotated[
-        str, typer.Option(help="What computes: transformers, vllm, or server with --base-url.")
+        str,
+        typer.Option(
+            help="What computes: transformers, vllm, server with --base-url, or proxy with "
+            "--proxy-small and --proxy-reference."
+        ),
     ] = "transformers",
     base_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server, such as http://HOST:8000/v1.")
@@ -91,6 +95,13 @@ def score(
     parity_rows: Annotated[
         int, typer.Option(min=0, help="Rows on which vllm or server must equal transformers.")
     ] = 16,
+    proxy_small: Annotated[str | None, typer.Option(help="proxy: the small base model.")] = None,
+    proxy_reference: Annotated[
+        str | None, typer.Option(help="proxy: the small model, tuned.")
+    ] = None,
+    proxy_alpha: Annotated[
+        float | None, typer.Option(help="proxy: how far the model is moved, by default 1.")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every row of the finished store again.")
     ] = False,
@@ -103,7 +114,7 @@ def score(
     from atlantis import api
 
     quiet_libraries()
-    options = {
+    options: dict[str, Any] = {
         "max_length": max_length,
         "truncation": truncation,
         "template": template,
@@ -125,6 +136,9 @@ def score(
         "served_model": served_model,
         "api_key": api_key if backend == "server" else None,  # it may stand in the environment
         "parity_rows": parity_rows,
+        "proxy_small": proxy_small,
+        "proxy_reference": proxy_reference,
+        "proxy_alpha": proxy_alpha,
     }
     if len(model) == 1:
         stores = [api.score(data, model=model[0], out=out, **options)]

@@ -32,8 +32,8 @@ def weigh(
     scheme: Annotated[
         str,
         typer.Option(
-            help="influence, algorithm1, ratio, loss_ratio, uniform, shuffled, report2025; or the "
-            "settings of a scheme in braces, such as {kind: drop_lowest, fraction: 0.2}, with "
+            help="influence, algorithm1, proxy, ratio, loss_ratio, uniform, shuffled, report2025; "
+            "or the settings of a scheme in braces: {kind: drop_lowest, fraction: 0.2}, with "
             "within: label (needs --data) to drop that share of every label."
         ),
     ] = "influence",
@@ -43,6 +43,9 @@ def weigh(
     small: Annotated[Path | None, typer.Option(help="Score store of the small base model.")] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Score store of the tuned small model.")
+    ] = None,
+    proxy: Annotated[
+        Path | None, typer.Option(help="Score store of the large model by --backend proxy.")
     ] = None,
     alpha: Annotated[
         float | None,
@@ -77,7 +80,7 @@ def weigh(
 
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out}: name a file that ends in .parquet")
-    stores = {"large": large, "small": small, "reference": reference}
+    stores = {"large": large, "small": small, "reference": reference, "proxy": proxy}
     weights = api.weigh(
         **stores,
         scheme=_scheme(scheme),

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from atlantis.errors import ModelError
 from atlantis.models.adapters import read_adapter_config, with_adapter

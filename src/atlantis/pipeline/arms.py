@@ -1,9 +1,11 @@
 """Stages of the arms: the large model trained one way, and tested."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from atlantis.disk import read_json
+from atlantis.disk import read_json, write_bytes
 from atlantis.evaluation import stage as evaluation
 from atlantis.pipeline.inputs import Inputs, digest_rows, versions
 from atlantis.pipeline.tuning import Tuning
@@ -11,6 +13,7 @@ from atlantis.pipeline.weighing import WeighingStages
 from atlantis.stages import Stage
 from atlantis.training.config import TrainingConfig
 from atlantis.training.losses import BASE, REFERENCE
+from atlantis.training.model_card import model_card
 from atlantis.weighting.diagnosis import refuse_uneven
 from atlantis.weighting.weights import read_weights
 
@@ -87,6 +90,24 @@ class ArmStages:
             shutil.copyfile(trained.folder / "run.json", folder / "run.json")
 
         return Stage(self._root, f"evaluate-{arm}-seed{seed}", settings, (trained,), work)
+
+    def describe(self, arm: str, seed: int, comparison: Mapping[str, Any]) -> None:
+        """Write what the tests gave into the model card of a checkpoint that was kept."""
+        trained, weights = self.trained(arm, seed), self._weighing.weights(arm, seed)
+        if not trained.is_done:
+            return
+        place = list(comparison["seeds"]).index(seed)
+        results = {
+            f"{name}, {metric['n']} test rows": f"{metric['per_seed'][place]:.4f}"
+            for name, metric in comparison["arms"][arm]["metrics"].items()
+        }
+        made = None
+        if weights is not None and weights.is_done:
+            made = read_json(weights.folder / "weights.json")
+        record = read_json(trained.folder / "run.json")
+        base = self._config.models.large
+        card = model_card(base, record, weighing=made, results=results)
+        write_bytes(trained.folder / "README.md", card.encode())
 
     def discard(self, arm: str, seed: int) -> None:
         """Delete a checkpoint that the recipe does not keep, once its predictions are there."""

@@ -8,8 +8,8 @@ from atlantis.evaluation import stage as evaluation
 from atlantis.evaluation.chance import ask_reference
 from atlantis.evaluation.separation import probe_rows, separation
 from atlantis.pipeline.inputs import Inputs
+from atlantis.pipeline.scored import scoring_job
 from atlantis.records import Example
-from atlantis.scoring import stage as scoring
 from atlantis.weighting import stage as weighting
 from atlantis.weighting.schemes import WeightingConfig
 
@@ -53,19 +53,20 @@ def measure_separation(
     if not rows or not config.scheme.models:
         return None
     stores = {
-        role: scoring.run(
+        role: scoring_job(
             rows,
-            models[role],
-            folder / f"probe-{role}",
+            role,
+            models,
             config=inputs.config.scoring,
             loading=inputs.config.models.loading,
-        )
+        ).run(folder / f"probe-{role}")
         for role in config.scheme.models
     }
     weights = weighting.weigh(
         large=stores.get("large"),
         reference=stores.get("reference"),
         small=stores.get("small"),
+        proxy=stores.get("proxy"),
         config=_in_order_only(config),
         labels={row.example_id: str(row.label) for row in rows},
     )

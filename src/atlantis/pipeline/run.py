@@ -62,7 +62,11 @@ class Pipeline:
             for target in self._targets():
                 target.stage.make(announce)
                 target.then()
-        return read_json(self.comparison.folder / "comparison.json")
+            comparison = read_json(self.comparison.folder / "comparison.json")
+            for arm in self.config.arms:
+                for seed in self.config.seeds:
+                    self._arms.describe(arm, seed, comparison)
+        return comparison
 
     def plan(self) -> list[tuple[Stage, str]]:
         """Every stage in the order of the work: ``cached``, ``to do`` or ``unneeded``.

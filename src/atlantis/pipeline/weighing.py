@@ -8,6 +8,7 @@ from atlantis.disk import read_json, write_json, write_table
 from atlantis.evaluation import stage as evaluation
 from atlantis.pipeline.check import check_weights
 from atlantis.pipeline.inputs import Inputs, digest_rows, versions
+from atlantis.pipeline.scored import scoring_job
 from atlantis.pipeline.tuning import Tuning
 from atlantis.scoring import stage as scoring
 from atlantis.selection import stage as selection
@@ -47,31 +48,32 @@ class WeighingStages:
         """Scores of the training rows under one model; only a reference made here has seeds.
 
         Args:
-            role: ``large``, ``small`` or ``reference``.
+            role: ``large``, ``small``, ``reference``, or ``proxy`` for all three as one.
             seed: Seed of the reference.
             alone: Whether completions are scored without their prompts.
         """
-        made_here = self.reference(seed) if role == "reference" else None
-        model = self._model(role, made_here)
-        scoring_config = self._config.scoring
+        needed = ("large", "small", "reference") if role == "proxy" else (role,)
+        made_here = self.reference(seed) if "reference" in needed else None
+        models = {name: self._model(name, made_here) for name in needed}
+        config = self._config.scoring
         if alone:
-            scoring_config = scoring_config.model_copy(update={"condition": "none"})
+            config = config.model_copy(update={"condition": "none"})
+        loading, rows = self._config.models.loading, self._inputs.splits.train
+        prints = {
+            n: self._inputs.fingerprints[m]
+            for n, m in models.items()
+            if m in self._inputs.fingerprints
+        }
         settings: dict[str, Any] = {
-            "scoring": scoring_config.meaning,
-            "loading": self._config.models.loading.model_dump(),
+            "scoring": config.meaning,
+            "loading": loading.model_dump(),
             "versions": versions(scoring.VERSION),
-            "model": None if made_here else self._inputs.fingerprints[model],
-            "rows": digest_rows(self._inputs.splits.train),
+            "models": prints,
+            "rows": digest_rows(rows),
         }
 
         def work(folder: Path) -> None:
-            scoring.run(
-                self._inputs.splits.train,
-                model,
-                folder,
-                config=scoring_config,
-                loading=self._config.models.loading,
-            )
+            scoring_job(rows, role, models, config=config, loading=loading).run(folder)
 
         name = f"score-{role}" + ("-alone" if alone else "")
         name += f"-seed{seed}" if made_here else ""
@@ -124,6 +126,7 @@ class WeighingStages:
                 large=opened.get("large"),
                 reference=opened.get("reference"),
                 small=opened.get("small"),
+                proxy=opened.get("proxy"),
                 config=config,
                 normalise_for="examples" if per_example else "tokens",
                 labels={row.example_id: str(row.label) for row in self._inputs.splits.train},

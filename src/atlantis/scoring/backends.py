@@ -6,7 +6,7 @@ is a row to score. Any other than transformers first has to agree with transform
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from atlantis.models.loading import (
     load_model,
     with_fast_attention,
 )
+from atlantis.models.proxy import ProxyTunedLM
+from atlantis.models.proxy_roles import check_roles
 from atlantis.records import TokenScores
 from atlantis.scoring.parity import TOLERANCES, check_parity, parity_sample
 from atlantis.scoring.scorer import Scorer
@@ -87,6 +89,44 @@ class TransformersBackend:
             score_end_of_turn=model.score_end_of_turn,
         )
         return OpenScorer(scorer, lambda: scorer.measured_budget(model.max_length), scorer.begin)
+
+
+@dataclass(frozen=True)
+class ProxyBackend:
+    """The scored model moved by what tuning did to a small one (`atlantis.models.proxy`)."""
+
+    small: str
+    """The small base model."""
+    reference: str
+    """The small model, tuned."""
+    alpha: float = 1.0
+    """How far."""
+
+    def fingerprint(self, model: ModelToScore) -> dict[str, Any]:
+        """That of all three, and how far the large one is moved.
+
+        Raises:
+            ModelError: They have different tokenizers.
+        """
+        check_roles(self._names(model), model.loading)
+        plain = TransformersBackend().fingerprint
+        others = {
+            f"proxy.{role}": plain(replace(model, name=name))["model"]
+            for role, name in (("small", self.small), ("reference", self.reference))
+        }
+        return plain(model) | others | {"proxy.alpha": self.alpha}
+
+    def open(self, model: ModelToScore, rows: Sequence[TokenizedExample]) -> OpenScorer:
+        """Load the three models."""
+        loading = with_fast_attention(model.name, model.loading)
+        proxy = ProxyTunedLM.from_pretrained(
+            **self._names(model), alpha=self.alpha, **loading.model_dump()
+        )
+        scorer = TransformersScorer(proxy, score_end_of_turn=model.score_end_of_turn)
+        return OpenScorer(scorer, lambda: scorer.measured_budget(model.max_length), scorer.begin)
+
+    def _names(self, model: ModelToScore) -> dict[str, str]:
+        return {"large": model.name, "small": self.small, "reference": self.reference}
 
 
 @dataclass(frozen=True)

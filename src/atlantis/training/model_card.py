@@ -16,6 +16,7 @@ _NORMALISERS = {
 _FORMULAS = {
     "influence": r"w = (p_\text{reference} / p_\text{small})^{1/n^\alpha}",
     "algorithm1": r"w = (p_\text{large}\, p_\text{reference} / p_\text{small})^{1/n^\alpha}",
+    "proxy": r"w = (p_\text{large}\, p_\text{reference} / p_\text{small} / Z)^{1/n^\alpha}",
     "ratio": r"w = (p_\text{large} / p_\text{small})^{1/n^\alpha}",
     "loss_ratio": r"w = \text{nll}_\text{small} / \text{nll}_\text{reference}",
     "uniform": r"w = 1",

@@ -1,22 +1,19 @@
 """Fine-tune a model on examples with weights; writes a Hugging Face checkpoint and ``run.json``."""
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import accelerate
-import datasets
 import numpy as np
 import peft
 import torch
 import transformers
 import trl
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
-from transformers import PrinterCallback, TrainerCallback
+from peft import PeftModel
+from transformers import TrainerCallback
 
 from atlantis.data.rendering import chat_template, digest_rows
 from atlantis.data.tokenization import Truncation
@@ -24,17 +21,17 @@ from atlantis.disk import digest_json, read_json, write_bytes, write_json
 from atlantis.errors import ConfigError
 from atlantis.launch.configs import Launch, asked
 from atlantis.models.encoder_decoder import decoder_start_token
-from atlantis.models.loading import LoadingConfig, fingerprint_model, load_model, load_tokenizer
+from atlantis.models.loading import LoadingConfig, fingerprint_model, load_tokenizer
 from atlantis.numerics.diagnostics import effective_sample_size
 from atlantis.progress import progress_bar
 from atlantis.records import Row
 from atlantis.store import ScoreStore, check_fingerprint
 from atlantis.training import checkpoints, ranks
-from atlantis.training.config import LoraSettings, TrainingConfig
-from atlantis.training.dashboards import check_installed, dashboard_callbacks, run_name
+from atlantis.training.building import make_trainer, trainer_arguments
+from atlantis.training.config import TrainingConfig
+from atlantis.training.dashboards import check_installed, dashboard_callbacks
 from atlantis.training.launch import (
     LaunchCheck,
-    SameRows,
     check_launch,
     gathered_weights,
     launch_record,
@@ -42,15 +39,8 @@ from atlantis.training.launch import (
 )
 from atlantis.training.losses import check_scores
 from atlantis.training.model_card import model_card
-from atlantis.training.resuming import (
-    CheckpointCallback,
-    Checkpointing,
-    saving,
-    signals_wait,
-)
+from atlantis.training.resuming import CheckpointCallback, saving, signals_wait
 from atlantis.training.rows import training_rows
-from atlantis.training.seq2seq import WeightedSeq2SeqConfig, WeightedSeq2SeqTrainer
-from atlantis.training.trainers import WeightedSFTConfig, WeightedSFTTrainer
 from atlantis.training.weighted_step import WeightedStep
 
 VERSION = 1
@@ -144,7 +134,7 @@ def run(
     )
     steps = num_steps or config.num_steps(len(dataset), num_processes=ranks.count())
     resumed = ranks.decided_by_main(lambda: _resume_point(out, fingerprint, steps))
-    arguments = _arguments(
+    arguments = trainer_arguments(
         out,
         config,
         steps=steps,
@@ -152,7 +142,7 @@ def run(
         max_length=max_length if decoder_start is None else None,
         device=ranks.device_options(launch),
     )
-    trainer = _trainer(
+    trainer = make_trainer(
         model, tokenizer, dataset, arguments, config=config, loading=placed(loading, launch)
     )
     trainer.add_callback(LaunchCheck(trainer, launch))
@@ -189,100 +179,6 @@ def run(
                 weighing=weighing,
             )
         )
-
-
-def _arguments(
-    out: Path,
-    config: TrainingConfig,
-    *,
-    steps: int,
-    seed: int,
-    max_length: int | None,
-    device: Mapping[str, Any],
-) -> WeightedSFTConfig | WeightedSeq2SeqConfig:
-    """Options of the trainer; an encoder-decoder's has no ``max_length``."""
-    options: Any = (
-        WeightedSeq2SeqConfig
-        if max_length is None
-        else partial(WeightedSFTConfig, max_length=max_length)
-    )
-    return options(
-        output_dir=str(checkpoints.staging(out)),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=round(config.warmup_fraction * steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        token_loss=config.loss.model_dump(),
-        loss_normaliser=config.loss_normaliser,
-        train_sampling_strategy="group_by_length" if config.group_by_length else "random",
-        bf16=config.bf16,
-        **device,
-        activation_checkpointing=config.activation_checkpointing,
-        seed=seed,
-        data_seed=seed,
-        logging_steps=max(1, steps // 50),
-        logging_nan_inf_filter=False,  # it would log another loss in place of one that is NaN
-        save_strategy="no",  # `CheckpointCallback` says when
-        report_to="none",  # `dashboard_callbacks` knows where
-        run_name=run_name(out),
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-
-
-def _trainer(
-    model: str,
-    tokenizer: Any,
-    dataset: Dataset,
-    arguments: WeightedSFTConfig | WeightedSeq2SeqConfig,
-    *,
-    config: TrainingConfig,
-    loading: LoadingConfig,
-) -> "_Trainer | _Seq2SeqTrainer":
-    """The trainer of a model, whose weights are float32 unless adapters are trained."""
-    changed = {"quantization": config.quantization} if config.lora else {"dtype": "float32"}
-    precision = loading.model_copy(update=changed)
-    is_seq2seq = isinstance(arguments, WeightedSeq2SeqConfig)
-    kind: Any = _Seq2SeqTrainer if is_seq2seq else _Trainer
-    with _quiet_datasets():
-        trainer = kind(
-            load_model(model, precision).train(),
-            arguments,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=_peft(config.lora, "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"),
-        )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _peft(lora: LoraSettings | None, task_type: str) -> LoraConfig | None:
-    if lora is None:
-        return None
-    modules = lora.target_modules
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-        task_type=task_type,
-    )
-
-
-class _Steady(Checkpointing, SameRows):
-    """Checkpoints that can be trusted, in any number of processes."""
-
-
-class _Trainer(_Steady, WeightedSFTTrainer):
-    """The trainer of a causal model."""
-
-
-class _Seq2SeqTrainer(_Steady, WeightedSeq2SeqTrainer):
-    """The trainer of an encoder-decoder."""
 
 
 def _environment(launch: Launch | None) -> dict[str, Any]:
@@ -372,13 +268,3 @@ class _ProgressCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar.stop()
-
-
-@contextmanager
-def _quiet_datasets() -> Generator[None]:
-    """The data set library draws a bar for every step of its preparation."""
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

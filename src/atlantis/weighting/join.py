@@ -112,6 +112,7 @@ def _scores(tables: Mapping[str, pa.Table], *, lengths_of: str) -> ModelScores:
         large=logprobs.get("large"),
         reference=logprobs.get("reference"),
         small=logprobs.get("small"),
+        proxy=logprobs.get("proxy"),
         num_tokens=lengths["num_tokens"].cast(pa.int64()).to_numpy(),
         num_bytes=lengths["num_bytes"].cast(pa.int64()).to_numpy(),
     )

@@ -25,6 +25,8 @@ class ModelScores(NamedTuple):
     num_bytes: NDArray[np.int64]
     labels: NDArray[np.intp] | None = None
     """Number of each example's class, where classes are known."""
+    proxy: Floats | None = None
+    """Under the large model moved by the other two: their normalised product."""
 
 
 class Settings(BaseModel):
@@ -99,6 +101,35 @@ class Ratio(_Linear):
     @property
     def coefficients(self) -> tuple[float, float, float]:
         return (1.0, 0.0, -1.0)
+
+
+class Proxy(Settings):
+    """``p_L p_r / p_S / Z``: Algorithm 1's weight with the target distribution normalised.
+
+    ``Z`` is taken at every token over the whole vocabulary, so that it is the probability of the
+    completion under the proxy-tuned model, which has to be scored as such.
+    """
+
+    kind: Literal["proxy"] = "proxy"
+    alpha: float = Field(default=1.0, ge=0.0, le=2.0)
+    """Power of the completion's length, as in the other schemes."""
+    unit: Literal["token", "byte"] = "token"
+    """What length is counted in."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that have to be scored."""
+        return ("proxy",)
+
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether the models have to split a completion into the same tokens: there is one."""
+        return False
+
+    def log_weights(self, scores: ModelScores) -> Floats:
+        assert scores.proxy is not None  # `models`
+        lengths = scores.num_tokens if self.unit == "token" else scores.num_bytes
+        return length_power(scores.proxy, lengths, alpha=self.alpha)
 
 
 class Custom(_Linear):

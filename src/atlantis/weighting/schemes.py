@@ -22,6 +22,7 @@ from atlantis.weighting.ratios import (
     Influence,
     LossRatio,
     ModelScores,
+    Proxy,
     Ratio,
     Settings,
     Uniform,
@@ -34,7 +35,8 @@ def _by_name(value: Any) -> Any:
 
 
 BasicScheme = Annotated[
-    Influence | Algorithm1 | Ratio | Custom | LossRatio | Uniform, Field(discriminator="kind")
+    Influence | Algorithm1 | Proxy | Ratio | Custom | LossRatio | Uniform,
+    Field(discriminator="kind"),
 ]
 
 
@@ -98,7 +100,7 @@ class DropLowest(_Derived):
 
 
 Scheme = Annotated[
-    Influence | Algorithm1 | Ratio | Custom | LossRatio | Uniform | Shuffled | DropLowest,
+    Influence | Algorithm1 | Proxy | Ratio | Custom | LossRatio | Uniform | Shuffled | DropLowest,
     Field(discriminator="kind"),
 ]
 

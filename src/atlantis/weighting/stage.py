@@ -35,6 +35,7 @@ def weigh(
     large: ScoreStore | None = None,
     reference: ScoreStore | None = None,
     small: ScoreStore | None = None,
+    proxy: ScoreStore | None = None,
     config: WeightingConfig,
     normalise_for: Literal["tokens", "examples"] = "tokens",
     labels: Mapping[str, str] | None = None,
@@ -49,6 +50,7 @@ def weigh(
         large: Scores of the model to be trained. A scheme needs only the models that it names.
         reference: Scores of the tuned small model.
         small: Scores of the small base model.
+        proxy: Scores of the large model by the back end ``proxy``.
         config: The scheme and what follows it.
         normalise_for: ``tokens`` makes the mean weight per trained token one (the token-mean and
             sequence-sum losses keep the scale of plain SFT), ``examples`` the mean per example.
@@ -58,7 +60,7 @@ def weigh(
     Raises:
         WeightError: Scores are missing, belong to other data, or cannot be combined.
     """
-    stores = {"large": large, "reference": reference, "small": small}
+    stores = {"large": large, "reference": reference, "small": small, "proxy": proxy}
     given = {name: store for name, store in stores.items() if store is not None}
     joined = join(_used(given, config), same_tokens=config.scheme.compares_tokens)
     groups = _groups(joined, labels)
