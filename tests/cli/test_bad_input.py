@@ -40,7 +40,7 @@ BAD_DATA = {
 def _no_model_is_loaded(monkeypatch):
     from atlantis.evaluation import stage as evaluation
     from atlantis.scoring import backends as scoring
-    from atlantis.training import stage as training
+    from atlantis.training import building as training
 
     def refuse(*_, **__):
         raise AssertionError("a model was loaded before the input was checked")

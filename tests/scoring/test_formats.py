@@ -222,7 +222,7 @@ def test_options_of_one_back_end_are_refused_with_another(model, tmp_path):
         score(rows, model=model, out=tmp_path / "s", base_url="http://127.0.0.1:1/v1")
     with pytest.raises(AtlantisError, match="needs base_url"):
         score(rows, model=model, out=tmp_path / "s", backend="server")
-    with pytest.raises(AtlantisError, match="choose transformers, vllm or server"):
+    with pytest.raises(AtlantisError, match="choose transformers, vllm, server or proxy"):
         score(rows, model=model, out=tmp_path / "s", backend="tgi")
 
 

@@ -232,7 +232,7 @@ def test_a_bare_name_stands_for_a_scheme_or_a_preset(written, meant):
 
 @pytest.mark.parametrize("name", ["influense", "shuffled2", ""])
 def test_an_unknown_scheme_is_refused(name):
-    with pytest.raises(ValidationError, match="'influence', 'algorithm1', 'ratio'"):
+    with pytest.raises(ValidationError, match="'influence', 'algorithm1', 'proxy', 'ratio'"):
         TypeAdapter(Weighting).validate_python(name)
 
 
