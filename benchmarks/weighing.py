@@ -43,7 +43,9 @@ def make_stores(folder: Path, num_rows: int) -> None:
     scoring = {"max_length": 1024, "token_budget": 4096, "score_end_of_turn": False}
     for role in ROLES:
         store = ScoreStore(folder / role)
-        store.start({"model": role, "rendered_text": "made up", "scoring": scoring})
+        store.start(
+            {"model": role, "source": "rows", "rendered_text": "made up", "scoring": scoring}
+        )
         starts = range(0, num_rows, ROWS_PER_PART)
         for index, start in enumerate(starts):
             part = slice(start, start + ROWS_PER_PART)
@@ -62,7 +64,8 @@ def score_rows(
             continue
         logprobs = -rng.exponential(2.0, length).astype(np.float32)
         total = float(logprobs.sum(dtype=np.float64))
-        yield TokenScores(example_id, "ok", length, 4 * length, total, tuple(logprobs.tolist()))
+        logprobs_of = tuple(logprobs.tolist())
+        yield TokenScores(example_id, "ok", length, 4 * length, total, logprobs_of, length + 1)
 
 
 def weigh(folder: Path, out: Path) -> tuple[float, float]:
