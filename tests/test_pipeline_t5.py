@@ -220,7 +220,8 @@ def test_quantized_weights_are_refused(t5, tmp_path):
 def test_stored_log_probabilities_stand_beside_their_labels(t5, bpe_tokenizer, tmp_path):
     model = t5()
     config = ScoringConfig(max_length=128, score_end_of_turn=False)
-    store = scoring.run(ROWS, model, tmp_path / "scores", config=config, loading=LoadingConfig())
+    job = scoring.prepare(ROWS, model, config=config, loading=LoadingConfig())
+    store = job.run(tmp_path / "scores")
     dataset, left_out = training_rows(
         ROWS,
         WEIGHTS,

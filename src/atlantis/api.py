@@ -252,40 +252,29 @@ def select(
         raise ConfigError("select: data, model and scores (a folder for them) go together")
     given = alone = None
     if model is not None and data is not None and scores is not None:
-        given, alone = _score_both(data, model, Path(scores), _options() | dict(scoring or {}))
+        (job,) = _prepare(data, [model], _options() | dict(scoring or {}))
+        given, alone = _score_both(job, Path(scores))
+        if config.pool is not None and embeddings is None:
+            embeddings = _embeddings(job)
     if weights is not None and not isinstance(weights, Weights):
         weights = read_weights(Path(weights))
-    if config.pool is not None and embeddings is None and model is not None and data is not None:
-        embeddings = _embeddings(data, model, _options() | dict(scoring or {}))
     return selection.select(
         config, given=given, alone=alone, weights=weights, embeddings=embeddings
     )
 
 
-def _score_both(
-    data: _PathLike | Iterable[Row], model: str, out: Path, options: Mapping[str, Any]
-) -> tuple[ScoreStore, ScoreStore]:
+def _score_both(job: "ScoringJob", out: Path) -> tuple[ScoreStore, ScoreStore]:
     """Scores of the completions after their prompts and by themselves, one load of the model."""
-    from atlantis.scoring import stage as scoring
-
-    (job,) = _prepare(data, [model], options)
-    with ExitStack() as locks:
-        folders = [out / "given", out / "alone"]
-        for folder in folders:
-            locks.enter_context(exclusive(folder))
-        given, alone = scoring.run_all({folders[0]: job, folders[1]: job.alone()})
+    given, alone = _run({out / "given": job, out / "alone": job.alone()})
     return given, alone
 
 
-def _embeddings(
-    data: _PathLike | Iterable[Row], model: str, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    from atlantis.models.embeddings import mean_hidden_states
+def _embeddings(job: "ScoringJob") -> dict[str, Any]:
     from atlantis.models.loading import load_model
+    from atlantis.scoring.embeddings import mean_hidden_states
 
-    (job,) = _prepare(data, [model], options)
     rows = [row for row in job.tokenizing(list(job.examples)) if row.status == "ok"]
-    network = load_model(model, job.model.loading)
+    network = load_model(job.model.name, job.model.loading)
     ids = [row.input_ids for row in rows]
     vectors = mean_hidden_states(network, ids, token_budget=8192)
     return {row.example_id: vector for row, vector in zip(rows, vectors, strict=True)}
@@ -301,13 +290,18 @@ def _score(
     data: _PathLike | Iterable[Row], models: Mapping[Path, str], options: Mapping[str, Any]
 ) -> list[ScoreStore]:
     """Score the rows under every model into its folder."""
+    jobs = _prepare(data, list(models.values()), options)
+    return _run(dict(zip(models, jobs, strict=True)))
+
+
+def _run(jobs: "Mapping[Path, ScoringJob]") -> list[ScoreStore]:
+    """Run jobs that nobody else is running in the same folders."""
     from atlantis.scoring import stage as scoring
 
-    jobs = _prepare(data, list(models.values()), options)
     with ExitStack() as locks:
-        for out in models:
+        for out in jobs:
             locks.enter_context(exclusive(out))
-        return scoring.run_all(dict(zip(models, jobs, strict=True)))
+        return scoring.run_all(jobs)
 
 
 def _prepare(

@@ -42,7 +42,7 @@ def small_parts(monkeypatch):
 
 
 def score(model, out, *, examples=EXAMPLES, config=CONFIG, loading=CPU):
-    return stage.run(examples, model, out, config=config, loading=loading)
+    return stage.prepare(examples, model, config=config, loading=loading).run(out)
 
 
 def content(folder):

@@ -6,11 +6,11 @@ import random
 import numpy as np
 import pytest
 
+from atlantis.numerics.diagnostics import length_deciles
 from atlantis.selection.diversity import facility_location
 from atlantis.selection.ranking import (
     ifd_loss_ratio,
     ifd_perplexity_ratio,
-    length_deciles,
     matched_rows,
     num_selected,
     random_rows,

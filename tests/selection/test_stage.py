@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from atlantis import api
+from atlantis.data.subset import write_subset
 from atlantis.data.tokenization import tokenize
 from atlantis.errors import ConfigError, WeightError
 from atlantis.models.loading import load_tokenizer
@@ -282,3 +283,11 @@ def test_the_command_writes_weights_that_train_takes_and_the_rows_as_they_were(
     out = run("train", *shared, "--model", model, "--weights", tmp_path / "s.parquet", *training)
     record = json.loads(out.splitlines()[-1])
     assert (record["num_rows"], record["num_steps"]) == (4, 2)
+
+
+def test_a_subset_keeps_the_lines_that_the_reader_counts(tmp_path):
+    data, some = tmp_path / "rows.jsonl", tmp_path / "some.jsonl"
+    lines = [f'{{"example_id": "{name}",\r"prompt": "p", "completion": "c"}}' for name in "abc"]
+    data.write_bytes(f"\n{lines[0]}\r\n\u3000\n{lines[1]}\n{lines[2]}".encode())
+    assert write_subset(data, {"b", "c"}, some) == 2
+    assert some.read_bytes().decode() == f"{lines[1]}\n{lines[2]}\n"

@@ -97,16 +97,14 @@ def _draw(weights: "dict[str, Weights]", figure: Path) -> None:
 
     from atlantis.disk import write_bytes
     from atlantis.report.weight_figures import distribution_figure, joint_figure
-    from atlantis.weighting.comparing import paired
+    from atlantis.weighting.comparing import log_normalisers, paired
 
-    shifts = [each.diagnostics.get("log_normaliser") for each in weights.values()]
-    is_raw = None not in shifts
+    shifts = log_normalisers(list(weights.values()))
     logs = {
-        name: np.array([w for w in each.log_weight if w is not None and np.isfinite(w)])
-        + (shift if is_raw else 0.0)
-        for (name, each), shift in zip(weights.items(), shifts, strict=True)
+        name: np.array([w for w in each.log_weight if w is not None and np.isfinite(w)]) + shift
+        for (name, each), shift in zip(weights.items(), shifts or [0.0] * len(weights), strict=True)
     }
-    title = "ratio" if is_raw else "weight, mean one"
+    title = "weight, mean one" if shifts is None else "ratio"
     write_bytes(figure, distribution_figure(logs, axis_title=title).encode())
     if len(weights) == 2:
         first, second = weights

@@ -158,12 +158,13 @@ def _file_rows(path: Path) -> Callable[[], Iterator[LocatedObject]]:
         return partial(read_parquet, path, wanted=READ_COLUMNS)
     if suffix not in _SUFFIXES:
         raise DataError(f"{path}: unknown kind of file; use {', '.join(_SUFFIXES)}")
-    if suffix == ".json" and _begins_with_list(path):
+    if suffix == ".json" and begins_with_list(path):
         return partial(files.read_json_array, path)
     return partial(files.read_json_lines, path)
 
 
-def _begins_with_list(path: Path) -> bool:
+def begins_with_list(path: Path) -> bool:
+    """Whether a JSON file holds one list, and not an object per line."""
     with files.open_file(path) as file:
         return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atlantis.data.sources import open_path
+from atlantis.data.sources import begins_with_list, open_path
 from atlantis.disk import write_bytes, write_table
 from atlantis.errors import DataError
 
@@ -33,24 +33,20 @@ def write_subset(data: Path, ids: Collection[str], out: Path) -> int:
     if out.suffix.lower() != kind:
         raise DataError(f"{out}: the rows stay as they are; give it the ending {kind}")
     chosen = set(ids)
-    wanted = [n for n, row in enumerate(open_path(data)) if row.example_id in chosen]
+    located = enumerate(open_path(data).located())
+    wanted = {n: where for n, (where, row) in located if row.example_id in chosen}
     if kind == ".parquet":
-        write_table(out, _taken(pq.read_table(data), wanted))
-    elif kind == ".json" and _is_list(data):
+        write_table(out, _taken(pq.read_table(data), list(wanted)))
+    elif kind == ".json" and begins_with_list(data):
         rows: Any = json.loads(data.read_text(encoding="utf-8-sig"))
         text = json.dumps([rows[number] for number in wanted], ensure_ascii=False, indent=2)
         write_bytes(out, f"{text}\n".encode())
     else:
-        lines = [line for line in data.read_bytes().splitlines(keepends=True) if line.strip()]
-        kept = [lines[number] for number in wanted]
-        write_bytes(out, b"".join(line if line.endswith(b"\n") else line + b"\n" for line in kept))
+        lines = data.read_bytes().split(b"\n")  # as the reader does, which counts them from 1
+        kept = [lines[int(where.rpartition(":")[2]) - 1] for where in wanted.values()]
+        write_bytes(out, b"".join(line + b"\n" for line in kept))
     return len(wanted)
 
 
 def _taken(table: pa.Table, rows: list[int]) -> pa.Table:
     return table.take(pa.array(rows, pa.int64()))
-
-
-def _is_list(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")

@@ -145,9 +145,10 @@ def reads_end_to_end(model: PreTrainedModel) -> bool:
     rows = [[(3 + 7 * i) % vocabulary for i in range(length)] for length in (5, 9, 2)]
     try:
         found = end_to_end_hidden(model, rows).split([len(row) for row in rows])
+        alone = [_alone(model, row) for row in rows]
         worst = max(
-            float((part - _alone(model, row)).abs().max() / _alone(model, row).abs().max())
-            for part, row in zip(found, rows, strict=True)
+            float((part - expected).abs().max() / expected.abs().max())
+            for part, expected in zip(found, alone, strict=True)
         )
     except _UNLIKE:
         return False

@@ -77,6 +77,12 @@ def rank_correlation(
     return float(result.statistic)
 
 
+def length_deciles(lengths: Shaped[np.ndarray, " example"]) -> Shaped[np.ndarray, " example"]:
+    """Group of each example by its length, from 0; ten at most, fewer where lengths repeat."""
+    edges = np.unique(np.quantile(lengths, np.linspace(0.1, 0.9, 9)))
+    return np.searchsorted(edges, lengths)
+
+
 def _largest_is_one(log_weights: Float[np.ndarray, " example"]) -> Float[np.ndarray, " example"]:
     """Weights scaled so that the largest is 1: no square overflows, the sum cannot vanish."""
     if log_weights.size == 0:

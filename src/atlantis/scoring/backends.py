@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from atlantis.data.tokenization import TokenizedExample
 from atlantis.errors import ConfigError
@@ -84,11 +85,8 @@ class TransformersBackend:
 
     def open(self, model: ModelToScore, rows: Sequence[TokenizedExample]) -> OpenScorer:
         """Load the model."""
-        scorer = TransformersScorer(
-            load_model(model.name, with_fast_attention(model.name, model.loading)),
-            score_end_of_turn=model.score_end_of_turn,
-        )
-        return OpenScorer(scorer, lambda: scorer.measured_budget(model.max_length), scorer.begin)
+        loading = with_fast_attention(model.name, model.loading)
+        return _opened(load_model(model.name, loading), model)
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,7 @@ class ProxyBackend:
         proxy = ProxyTunedLM.from_pretrained(
             **self._names(model), alpha=self.alpha, **loading.model_dump()
         )
-        scorer = TransformersScorer(proxy, score_end_of_turn=model.score_end_of_turn)
-        return OpenScorer(scorer, lambda: scorer.measured_budget(model.max_length), scorer.begin)
+        return _opened(proxy, model)
 
     def _names(self, model: ModelToScore) -> dict[str, str]:
         return {"large": model.name, "small": self.small, "reference": self.reference}
@@ -226,6 +223,12 @@ class _Trusted:
         if self.rows:
             tolerance = TOLERANCES[model.loading.dtype]
             check_parity(scorer, self, self.rows, tolerance=tolerance)
+
+
+def _opened(network: PreTrainedModel, model: ModelToScore) -> OpenScorer:
+    """A scorer of a model in this process."""
+    scorer = TransformersScorer(network, score_end_of_turn=model.score_end_of_turn)
+    return OpenScorer(scorer, lambda: scorer.measured_budget(model.max_length), scorer.begin)
 
 
 def _version(package: str) -> str | None:

@@ -213,21 +213,6 @@ def prepare_all(
     ]
 
 
-def run(
-    examples: Iterable[Row],
-    model: str,
-    out: Path,
-    *,
-    config: ScoringConfig,
-    loading: LoadingConfig,
-) -> ScoreStore:
-    """Score ``examples`` under ``model`` into a folder, going on where a killed run stopped.
-
-    The arguments and errors are those of `prepare` and `ScoringJob.run`.
-    """
-    return prepare(examples, model, config=config, loading=loading).run(out)
-
-
 def _tokenizing(model: str, config: ScoringConfig, loading: LoadingConfig) -> Tokenizing:
     tokenizer = load_tokenizer(model, loading)
     return Tokenizing(

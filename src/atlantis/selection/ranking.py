@@ -95,9 +95,3 @@ def matched_rows(
         drawn = random_rows([ids[row] for row in members.tolist()], count, seed=seed + group)
         found.append(members[drawn])
     return np.concatenate(found) if found else np.array([], dtype=np.intp)
-
-
-def length_deciles(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Group of each row by its length, ``[row]``; ten at most."""
-    edges = np.unique(np.quantile(lengths, np.linspace(0.1, 0.9, 9)))
-    return np.searchsorted(edges, lengths)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from atlantis.errors import WeightError
+from atlantis.numerics.diagnostics import length_deciles
 from atlantis.selection.diversity import facility_location
 from atlantis.selection.ranking import (
     Floats,
     ifd_loss_ratio,
     ifd_perplexity_ratio,
-    length_deciles,
     matched_rows,
     num_selected,
     random_rows,

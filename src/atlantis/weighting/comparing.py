@@ -43,10 +43,20 @@ def paired(first: Weights, second: Weights) -> Pair:
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     if not known:
         raise WeightError("no row has a weight in both")
-    shifts = [weights.diagnostics.get("log_normaliser") for weights in (first, second)]
-    is_raw = None not in shifts
-    values = np.array(known) + (np.array(shifts, dtype=np.float64) if is_raw else 0.0)
-    return Pair(values[:, 0], values[:, 1], len(pairs) - len(known), is_raw)
+    shifts = log_normalisers([first, second])
+    values = np.array(known) + (0.0 if shifts is None else np.array(shifts))
+    return Pair(values[:, 0], values[:, 1], len(pairs) - len(known), shifts is not None)
+
+
+def log_normalisers(weights: Sequence[Weights]) -> list[float] | None:
+    """What takes each one's log-weights back before mean one; None unless known of all."""
+    found: list[float] = []
+    for each in weights:
+        shift = each.diagnostics.get("log_normaliser")
+        if shift is None:
+            return None
+        found.append(float(shift))
+    return found
 
 
 def compare(pair: Pair, *, num_replicates: int = 2000, seed: int = 0) -> dict[str, Any]:

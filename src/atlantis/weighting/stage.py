@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from atlantis.disk import digest_json
 from atlantis.errors import WeightError
+from atlantis.numerics.diagnostics import length_deciles
 from atlantis.numerics.importance import (
     Clipped,
     clip_after_mean_one,
@@ -120,10 +121,8 @@ _SAME = {
 
 def _groups(joined: Joined, labels: Mapping[str, str] | None) -> dict[str, Groups]:
     """Groups of the rows that are ok, by the name of the grouping."""
-    lengths = joined.scores.num_tokens
-    edges = np.unique(np.quantile(lengths, np.linspace(0.1, 0.9, 9)))
     # Ten at most: one digit, so that names sort as numbers do.
-    deciles, numbers = np.unique(np.searchsorted(edges, lengths), return_inverse=True)
+    deciles, numbers = np.unique(length_deciles(joined.scores.num_tokens), return_inverse=True)
     groups = {"length_decile": Groups([str(decile) for decile in deciles.tolist()], numbers)}
     if labels is not None:
         ids = joined.example_id.filter(joined.is_ok).to_pylist()

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from atlantis.models.backbone import OneDnnProducts
+from atlantis.scoring.batching import make_batches
+from atlantis.scoring.transformers_scorer import pad_right
 
 
 @torch.inference_mode()
@@ -23,25 +25,13 @@ def mean_hidden_states(
     """
     size = int(model.config.get_text_config().hidden_size)
     found = np.zeros((len(rows), size), dtype=np.float32)
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-    start = 0
-    while start < len(order):
-        longest = len(rows[order[start]])
-        batch = order[start : start + max(1, token_budget // longest)]
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(batch):
-            ids[place, : len(rows[row])] = torch.tensor(rows[row])
-            mask[place, : len(rows[row])] = 1
-        backbone = model.base_model
+    for batch in make_batches([len(row) for row in rows], token_budget=token_budget):
+        ids, mask = (part.to(model.device) for part in pad_right([rows[row] for row in batch]))
         with OneDnnProducts():
-            hidden = backbone(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                use_cache=False,
-            ).last_hidden_state
-        counted = mask.to(hidden.device)[..., None]
-        means = (hidden.float() * counted).sum(1) / counted.sum(1)
+            output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        hidden, counted = output.last_hidden_state, mask[..., None]
+        means = (hidden.float() * counted.to(hidden.device)).sum(1) / counted.sum(1).to(
+            hidden.device
+        )
         found[batch] = means.cpu().numpy()
-        start += len(batch)
     return found
