@@ -12,9 +12,9 @@ demo: $(VENV)/.package
 	$(BIN)/atlantis quickstart
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --ignore tests/equivalence
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -x -n 2 --ignore tests/equivalence
 # In fresh processes: these fork, and a fork of a process that has drawn charts hangs.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/equivalence
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -x -n 2 tests/equivalence
 
 test-vllm: $(VLLM_VENV)/.ready
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/pytest -q -W default tests/vllm

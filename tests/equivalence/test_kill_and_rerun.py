@@ -1,9 +1,7 @@
 """`kill -9` at random moments of a run, each followed by a rerun: the same bytes as without."""
 
-import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -65,24 +63,6 @@ def recipe(tmp_path, saved_model) -> RunConfig:
     )
 
 
-def start(recipe: RunConfig, out: Path) -> int:
-    """Run the recipe in a process of its own; forking spares twenty imports of torch."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, sys.stderr.fileno())
-        Pipeline(recipe, out, force=True).run(lambda stage: None)
-        os._exit(0)
-    except BaseException:
-        os._exit(1)
-
-
-def finish(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def results(out: Path) -> dict[str, bytes]:
     """Every weights file, metrics file, comparison and report, by path."""
     names = ("weights.parquet", "metrics.json", "comparison.json", "report.html", "manifest.json")
@@ -92,9 +72,14 @@ def results(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.timeout(900)
-def test_twenty_kills_leave_the_results_of_an_undisturbed_run(recipe, tmp_path):
+def test_twenty_kills_leave_the_results_of_an_undisturbed_run(recipe, tmp_path, fork):
+    def start(out):
+        return fork(
+            lambda: Pipeline(recipe, out, force=True).run(lambda stage: None), tmp_path / "log"
+        )
+
     begin = time.monotonic()
-    assert finish(start(recipe, tmp_path / "undisturbed")) == 0
+    assert start(tmp_path / "undisturbed").wait() == 0
     seconds = time.monotonic() - begin
     expected = results(tmp_path / "undisturbed")
     assert {Path(name).name for name in expected} >= {"weights.parquet", "metrics.json"}
@@ -103,12 +88,12 @@ def test_twenty_kills_leave_the_results_of_an_undisturbed_run(recipe, tmp_path):
         out = tmp_path / f"killed{round_number}"
         round_number += 1
         while True:
-            child = start(recipe, out)
+            child = start(out)
             # The last kill is followed by a run that is left alone.
             if kills < NUM_KILLS:
                 time.sleep(rng.uniform(0, 0.6 * seconds))
-                os.kill(child, signal.SIGKILL)
-            code = finish(child)
+                child.kill()
+            code = child.wait()
             kills += code == -signal.SIGKILL
             if code == 0:
                 break

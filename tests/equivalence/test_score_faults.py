@@ -72,11 +72,8 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(windows, "ROWS_PER_PART", 64)
 
 
-def start(data, model, out, log):
-    """Score in a process of its own that notes every batch; forking spares the imports."""
-    child = os.fork()
-    if child:
-        return child
+def score_noting_batches(data, model, out, log):
+    """Score in a child; a line of the log says which rows a batch held."""
     original = TransformersScorer.score
 
     def noted(self, batch):
@@ -85,22 +82,20 @@ def start(data, model, out, log):
             lines.write(" ".join(row.example_id for row in batch) + "\n")
         return found
 
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-        TransformersScorer.score = noted
-        score(data, model, out)
-        os._exit(0)
-    except BaseException:
-        os._exit(1)
+    TransformersScorer.score = noted
+    score(data, model, out)
 
 
 @pytest.mark.timeout(900)
 def test_two_hundred_kills_repeat_at_most_a_batch_each_and_change_no_byte(
-    data, model, expected, tmp_path
+    data, model, expected, tmp_path, fork
 ):
+    def start(out, batches):
+        errors = tmp_path / "errors"
+        return fork(lambda: score_noting_batches(data, model, out, batches), errors)
+
     begin = time.monotonic()
-    undisturbed = start(data, model, tmp_path / "whole", tmp_path / "whole.log")
-    assert os.waitstatus_to_exitcode(os.waitpid(undisturbed, 0)[1]) == 0
+    assert start(tmp_path / "whole", tmp_path / "whole.log").wait() == 0
     seconds = time.monotonic() - begin
     num_batches = len((tmp_path / "whole.log").read_text().splitlines())
     assert num_batches > 20
@@ -110,11 +105,11 @@ def test_two_hundred_kills_repeat_at_most_a_batch_each_and_change_no_byte(
         out, log, killed = tmp_path / f"s{number}", tmp_path / f"s{number}.log", 0
         log.touch()
         while True:
-            child = start(data, model, out, log)
+            child = start(out, log)
             if kills < NUM_KILLS:
                 time.sleep(rng.uniform(0, 0.9 * seconds))
-                os.kill(child, signal.SIGKILL)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                child.kill()
+            code = child.wait()
             if code == 0:
                 break
             assert code == -signal.SIGKILL
@@ -220,19 +215,14 @@ def test_a_signal_stops_the_command_and_a_rerun_goes_on(
     assert content(out) == expected
 
 
-def test_a_second_writer_is_refused_and_readers_are_not_disturbed(data, model, tmp_path):
-    out = tmp_path / "s"
+def test_a_second_writer_is_refused_and_readers_are_not_disturbed(data, model, tmp_path, fork):
+    out, log = tmp_path / "s", tmp_path / "errors"
     score(data, model, out)
     before = digest(out)
     with exclusive(out):
-        child = os.fork()
-        if not child:
-            try:
-                score(data, model, out)
-            except ResumableError as error:
-                os._exit(7 if "in use by another process" in str(error) else 1)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert fork(lambda: score(data, model, out), log).wait() == 1
+        assert ResumableError.__name__ in log.read_text()
+        assert "in use by another process" in log.read_text()
         assert digest(out) == before
 
 

@@ -1,7 +1,6 @@
 """A training that is killed, damaged, stopped or out of disk, and goes on: the same bytes."""
 
 import json
-import logging
 import os
 import random
 import resource
@@ -112,31 +111,10 @@ def out(stopped, tmp_path):
     return shutil.copytree(stopped, tmp_path / "out")
 
 
-def fork(work, log):
-    """Do some work in a process of its own; forking spares twenty imports of torch."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        logging.root.handlers.clear()  # pytest's: lines of the log are to come out
-        sys.stderr = log.open("a", buffering=1)
-        work()
-        os._exit(0)
-    except SystemExit as error:
-        os._exit(error.code or 0)
-    except BaseException as error:
-        print(repr(error), file=sys.stderr)  # noqa: T201
-        os._exit(1)
-
-
-def finish(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def test_twenty_kills_leave_the_model_and_the_losses_of_an_undisturbed_run(model, tmp_path):
+def test_twenty_kills_leave_the_model_and_the_losses_of_an_undisturbed_run(model, tmp_path, fork):
     steps = {"num_steps": 105, "checkpoint_steps": 7}  # logged every second step, saved in between
     log, begin = tmp_path / "log", time.monotonic()
-    assert finish(fork(lambda: train(model, tmp_path / "whole", **steps), log)) == 0
+    assert fork(lambda: train(model, tmp_path / "whole", **steps), log).wait() == 0
     seconds, expected = time.monotonic() - begin, content(tmp_path / "whole")
     assert {"model.safetensors", "run.json"} <= expected.keys()
     assert len(json.loads(expected["run.json"])["loss"]) == 52
@@ -148,8 +126,8 @@ def test_twenty_kills_leave_the_model_and_the_losses_of_an_undisturbed_run(model
             child = fork(lambda out=out: train(model, out, **steps), log)
             if kills < NUM_KILLS:
                 time.sleep(rng.uniform(0, 0.6 * seconds))
-                os.kill(child, signal.SIGKILL)
-            code = finish(child)
+                child.kill()
+            code = child.wait()
             if code == 0:
                 break
             assert code == -signal.SIGKILL, log.read_text()
@@ -167,7 +145,7 @@ def expected_of_short(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(1, 70, 7))
-def test_a_kill_at_the_nth_operation_on_the_disk(model, tmp_path, number, expected_of_short):
+def test_a_kill_at_the_nth_operation_on_the_disk(model, tmp_path, number, expected_of_short, fork):
     out, log = tmp_path / "out", tmp_path / "log"
 
     def killed():
@@ -187,7 +165,7 @@ def test_a_kill_at_the_nth_operation_on_the_disk(model, tmp_path, number, expect
             setattr(owner, name, counted(getattr(owner, name)))
         train(model, out, **SHORT)
 
-    assert finish(fork(killed, log)) == -signal.SIGKILL
+    assert fork(killed, log).wait() == -signal.SIGKILL
     assert all(checkpoints.damage(path) is None for path in out.glob("checkpoint-*"))
     assert train(model, out, **SHORT) == expected_of_short
 
@@ -333,7 +311,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_leaves_no_checkpoints(model
 
 
 @pytest.fixture(scope="module")
-def command(model, tmp_path_factory):
+def command(model, tmp_path_factory, fork):
     """``atlantis train`` in a process of its own."""
     data = tmp_path_factory.mktemp("data") / "rows.jsonl"
     lines = [
@@ -353,7 +331,7 @@ def command(model, tmp_path_factory):
 
         log = out.with_suffix(".log")
         log.unlink(missing_ok=True)
-        return finish(fork(work, log))
+        return fork(work, log).wait()
 
     return run
 
