@@ -13,14 +13,14 @@ import atlantis
 ROOT = Path(atlantis.__file__).parent
 STAIRS = [
     ["errors", "recipes"],
-    ["progress", "records", "numerics", "validation", "disk", "launch"],
-    ["journal"],
+    ["progress", "records", "numerics", "validation", "disk", "launch", "endpoint"],
+    ["journal", "verification"],
     ["store"],
     ["stages", "data"],
     ["models", "quickstart"],
-    ["scoring"],
+    ["scoring", "generation"],
     ["weighting"],
-    ["training", "evaluation", "selection"],
+    ["training", "evaluation", "selection", "rewriting"],
     ["report", "api"],
     ["config"],
     ["pipeline"],
@@ -115,11 +115,33 @@ def test_numerics_can_be_read_and_used_alone():
         assert imported_packages(source) <= {"numerics"}
 
 
-@pytest.mark.parametrize("part", ["data", "weighting", "report"])
+def test_worker_processes_of_verification_load_next_to_nothing():
+    # A worker is started anew after each answer that hangs: torch would cost it seconds and memory.
+    command = "import sys, atlantis.verification.worker as w; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "numpy", "pydantic", "pyarrow", "sympy", "math_verify"} & set(loaded)
+
+
+def test_math_verify_is_named_in_one_module_only():
+    graders = ROOT / "verification" / "graders.py"
+    named = {source for source in MODULES if third_party(source) & {"math_verify", "sympy"}}
+    assert named == {graders}
+    assert "math_verify" not in third_party(graders, on_import=True)
+
+
+@pytest.mark.parametrize("part", ["data", "weighting", "report", "verification"])
 def test_light_parts_do_not_load_models_or_train(part):
     for source in (ROOT / part).glob("*.py"):
         heavy = {"trl", "peft", "accelerate", "datasets"}
         assert not third_party(source, on_import=True) & heavy, source
+
+
+def test_one_module_speaks_http():
+    clients = {"urllib", "http", "httpx", "requests", "aiohttp", "openai"}
+    speakers = [source.name for source in MODULES if third_party(source) & clients]
+    assert speakers == ["endpoint.py"]
 
 
 @pytest.mark.parametrize("source", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

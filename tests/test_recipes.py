@@ -66,6 +66,11 @@ def families(saved_model, saved_t5):
     return {
         "decoder": {"large": str(saved_model()), "small": str(saved_model(seed=1))},
         "t5": {"large": str(saved_t5), "small": str(saved_t5)},
+        "cross": {
+            "large": str(saved_model()),
+            "small": str(saved_model(seed=1)),
+            "cross": {"smollm2": {"small": str(saved_model("llama"))}},
+        },
     }
 
 
@@ -73,7 +78,7 @@ def families(saved_model, saved_t5):
 def test_a_built_in_recipe_runs_to_its_report(
     recipe, families, shared_data, tmp_path, monkeypatch, capfd
 ):
-    family = families["t5" if "t5" in recipe else "decoder"]
+    family = families[next((kind for kind in ("t5", "cross") if kind in recipe), "decoder")]
     settings = SETTINGS | {"data.root": shared_data, "models": json.dumps(family)}
     command = ["atlantis", "run", recipe, "--out", str(tmp_path), "--force", "--json"]
     for name, value in settings.items():
@@ -84,11 +89,13 @@ def test_a_built_in_recipe_runs_to_its_report(
     printed, said = capfd.readouterr()
     assert not stop.value.code, said
     comparison = json.loads(printed.splitlines()[-1])["comparison"]
-    arms = yaml.safe_load(builtin_recipes()[recipe].read_text(encoding="utf-8"))["arms"]
+    contents = yaml.safe_load(builtin_recipes()[recipe].read_text(encoding="utf-8"))
+    arms = contents["arms"]
     assert set(comparison["arms"]) >= set(arms)  # conll04 adds a table of entity types
     assert "</html>" in (tmp_path / "report.html").read_text(encoding="utf-8")
     stages = tmp_path / "stages"
-    (headline,) = stages.glob("train-atlantis-seed0-*/run.json")
+    name = contents.get("headline", "atlantis")
+    (headline,) = stages.glob(f"train-{name}-seed0-*/run.json")
     assert json.loads(headline.read_text())["num_steps"] == NUM_STEPS
     tested = [json.loads(path.read_text()) for path in stages.glob("evaluate-*/metrics.json")]
     assert [metrics["n"] for metrics in tested] == [NUM_TEST_ROWS] * len(arms)

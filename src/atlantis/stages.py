@@ -6,7 +6,7 @@ and a kill at any moment costs at most the stage that was running.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,3 +109,19 @@ def in_order(
 
     for target in targets:
         yield from visit(target)
+
+
+def plan(targets: Sequence[Stage]) -> list[tuple[Stage, str]]:
+    """Every stage in the order of the work: ``cached``, ``to do`` or ``unneeded``.
+
+    A stage is unneeded when it is not there but nothing that is still to do reads it, such as the
+    checkpoint of an arm whose predictions are there.
+    """
+    pending = {s.digest for s in in_order(targets, skip=lambda stage: stage.is_done)}
+
+    def state(stage: Stage) -> str:
+        if stage.is_done:
+            return "cached"
+        return "to do" if stage.digest in pending else "unneeded"
+
+    return [(stage, state(stage)) for stage in in_order(targets)]

@@ -200,6 +200,19 @@ def check_fingerprint(where: Path, found: Mapping[str, Any], expected: Mapping[s
             )
 
 
+def begin(partial: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Note what a folder is being made from, or see that it was begun from the same.
+
+    Raises:
+        StoreError: It was begun from something else.
+    """
+    manifest = partial / MANIFEST
+    if manifest.exists():
+        check_fingerprint(partial, read_json(manifest)["fingerprint"], fingerprint)
+    else:
+        write_json(manifest, {"complete": False, "fingerprint": dict(fingerprint)})
+
+
 def score_table(rows: Sequence[TokenScores]) -> pa.Table:
     """Scores as the columns of the store."""
     columns = {name: [getattr(row, name) for row in rows] for name in SCORE_SCHEMA.names}

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from string import Formatter
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -55,3 +56,23 @@ def _known_keys(model: type[BaseModel]) -> set[str]:
     for part in [schema, *schema.get("$defs", {}).values()]:
         found |= set(part.get("properties", {}))
     return found
+
+
+def check_template(template: str, *, allowed: tuple[str, ...], required: str) -> None:
+    """Refuse fields that cannot be filled, and a template that leaves out what matters.
+
+    Raises:
+        ValueError: It says why, and what the template may hold.
+    """
+    wanted = " ".join(f"{{{name}}}" for name in allowed)
+    try:
+        fields = [part[1] for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"template {template!r}: {error}; write a brace as {{{{ or }}}}"
+        ) from error
+    for field in fields:
+        if field not in allowed:
+            raise ValueError(f"template {template!r}: unknown field {{{field}}}; use {wanted}")
+    if required not in fields:
+        raise ValueError(f"template {template!r}: {{{required}}} is missing; use {wanted}")

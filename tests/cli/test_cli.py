@@ -380,6 +380,12 @@ def test_a_report_is_rebuilt_from_a_finished_run_only(recipe, atlantis, tmp_path
     assert rebuilt.out[-1] == f"report: {out / 'report.html'}"
     assert (out / "report.html").read_bytes() == page
 
+    (out / "report.html").unlink()
+    again = atlantis("report", out, "--json")  # the folder knows its recipe
+    assert again.code == 0, again.err
+    assert json.loads(again.out[0])["report"] == str(out / "report.html")
+    assert (out / "report.html").read_bytes() == page
+
     shutil.rmtree(next((out / "stages").glob("evaluate-atlantis-seed0-*")))
     gone = atlantis("report", recipe, "--out", out)
     assert gone.code == 2

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from atlantis.data.sources import open_source
 from atlantis.errors import ResumableError
-from atlantis.models.sampling import TransformersGenerator
+from atlantis.generation.transformers_generator import TransformersGenerator
 
 PROMPTS = ["w1 w2 w3 w4 yes", "w5", "w7 no w9", "w30 w31 w2", "maybe w3 w4 w8 w20 w21", "w9 w9"]
 NEW = 6
@@ -137,15 +137,15 @@ def test_a_rerun_goes_on_and_gives_the_same_bytes(atlantis, family, data, tmp_pa
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     assert atlantis("generate", *proxy(family), *asked, "--out", whole).code == 0
 
-    calls, complete = [], TransformersGenerator.complete
+    calls, generate = [], TransformersGenerator._generate
 
-    def failing(self, prompts, config, *, seed):
+    def failing(self, batch, config):
         if len(calls) == 4:
             raise ResumableError("the lights went out")
-        calls.append([prompt.example_id for prompt in prompts])
-        return complete(self, prompts, config, seed=seed)
+        calls.append([request.prompt.example_id for request, _ in batch])
+        return generate(self, batch, config)
 
-    monkeypatch.setattr(TransformersGenerator, "complete", failing)
+    monkeypatch.setattr(TransformersGenerator, "_generate", failing)
     stopped = atlantis("generate", *proxy(family), *asked, "--out", out)
     assert stopped.code == 1
     assert not out.exists()
@@ -162,7 +162,7 @@ def test_a_finished_file_is_found_again_and_nothing_is_loaded(
     out = tmp_path / "out.jsonl"
     asked = ("--model", family / "small", "--data", data, "--out", out, "--max-new-tokens", 2)
     assert json.loads(atlantis("generate", *asked, "--json").out[0])["cached"] is False
-    monkeypatch.setattr("atlantis.cli.generation_job.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("atlantis.generation.backends.load_model", lambda *_: pytest.fail("loaded"))
     assert json.loads(atlantis("generate", *asked, "--json").out[0])["cached"] is True
     other = atlantis("generate", *asked, "--seed", 3)
     assert (other.code, len(other.err)) == (2, 1)
@@ -244,6 +244,7 @@ def test_a_user_speaks_through_the_chat_template(atlantis, family):
     assert chat.out == text.out
 
 
+SERVER = ["--backend", "server", "--base-url", "http://127.0.0.1:9/v1"]
 THREE = ["--proxy", "large=L", "--proxy", "small=S", "--proxy", "reference=R"]
 
 
@@ -275,6 +276,16 @@ THREE = ["--proxy", "large=L", "--proxy", "small=S", "--proxy", "reference=R"]
         (["--prompt", "w1", "--model", "L", "--max-new-tokens", "64"], "more than the model's 64"),
         (["--prompt", "w1", "--model", "./nowhere"], "no such folder"),
         (["--model", "L", "--data", "nowhere.jsonl", "--out", "o.jsonl"], "no such file"),
+        (["--prompt", "w1", "--model", "L", "--backend", "tgi"], "choose transformers, server"),
+        (["--prompt", "w1", "--model", "L", "--backend", "server"], "needs --base-url"),
+        (["--prompt", "w1", "--model", "L", "--base-url", "http://x"], "--base-url has no effect"),
+        (["--prompt", "w1", "--model", "L", *SERVER, "--batch-size", "3"], "--batch-size has no"),
+        (["--prompt", "w1", "--model", "L", *SERVER, "--dtype", "bfloat16"], "--dtype has no"),
+        (["--prompt", "w1", *THREE, *SERVER], "--proxy needs logits"),
+        (["--prompt", "w1", "--model", "L", *SERVER, "--num-beams", "2"], "no beam search"),
+        (["--prompt", "w1", "--model", "L", *SERVER[:3], "host:1"], "give an address like"),
+        (["--prompt", "w1", "--model", "L", "--backend", "vllm"], "this needs vLLM"),
+        (["--data", "D", "--out", "o.jsonl", "--model", "L", "--backend", "vllm"], "needs vLLM"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_two(
@@ -325,3 +336,12 @@ def test_other_tokenizers_are_refused(atlantis, family, tmp_path):
     found = atlantis("generate", *parts, "--prompt", "w1")
     assert (found.code, len(found.err)) == (2, 1)
     assert "different tokenizers: 2 tokens differ" in found.err[0]
+
+
+def test_a_server_that_is_not_there_is_waited_for_as_long_as_asked(atlantis, data, tmp_path):
+    out = tmp_path / "out.jsonl"
+    asked = ("--model", "m", "--data", data, "--out", out, "--patience", 0.1)
+    found = atlantis("generate", *SERVER, *asked)
+    assert found.code == 1
+    assert "run the same command again when the server works" in found.err[-1]
+    assert not out.exists()

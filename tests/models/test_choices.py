@@ -13,8 +13,8 @@ from transformers import (
 
 from atlantis.data.tokenization import common_prefix_length
 from atlantis.errors import DataError, ModelError
+from atlantis.generation.decoding import generate_greedily
 from atlantis.models.choices import OUTSIDE, score_choices
-from atlantis.models.generation import generate_greedily
 
 ARCHITECTURES = ["qwen2", "llama", "gemma2", "gpt2"]
 PROMPTS = [  # ragged on purpose

@@ -15,8 +15,8 @@ from transformers import (
 
 from atlantis.errors import DataError, ModelError
 from atlantis.evaluation.stage import _decode
+from atlantis.generation.decoding import generate_greedily
 from atlantis.models.choices import OUTSIDE, score_choices
-from atlantis.models.generation import generate_greedily
 
 PROMPTS = [  # ragged on purpose
     "The storm caused the flood in the old town, and the flood caused the damage. Relation:",

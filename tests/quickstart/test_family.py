@@ -9,15 +9,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from atlantis.errors import StoreError
 from atlantis.quickstart.corpus import LABELS, CorpusSizes
-from atlantis.quickstart.family import FamilyConfig, ModelSize
+from atlantis.quickstart.family import FamilyConfig
 from atlantis.quickstart.make import QuickstartConfig, make_quickstart
+from atlantis.quickstart.pretraining import ModelSize, Pretraining
 
 CONFIG = QuickstartConfig(
     sizes=CorpusSizes(train=40, trusted=20, test=20, sentences=400),
     family=FamilyConfig(
         large=ModelSize(hidden=32, feed_forward=64, learning_rate=4e-3),
         small=ModelSize(hidden=16, feed_forward=32, learning_rate=8e-3),
-        epochs=2,
+        pretraining=Pretraining(epochs=2),
     ),
 )
 TEXT = "The <e1>fox</e1>, which the old <e2>lamp</e2> built, slept. In short,"

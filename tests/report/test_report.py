@@ -122,7 +122,7 @@ def test_every_section_and_chart_is_there(full):
         "Reproduce and read",
     ):
         assert title in page.text
-    assert html.count("<figure>") == 8
+    assert html.count("<figure>") == 9
     assert {row["title"] for row in document["detection"]["rows"]} >= {
         "weight: ATLANTIS",
         "−log p(L)",

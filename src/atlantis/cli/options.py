@@ -44,3 +44,31 @@ Dtype = Annotated[
 Device = Annotated[
     str, typer.Option(help="auto takes a GPU where there is one; or cpu, cuda, cuda:1.")
 ]
+GeneratedBy = Annotated[
+    str, typer.Option("--backend", help="What completes: transformers, server or vllm.")
+]
+BaseUrl = Annotated[
+    str | None, typer.Option(help="Address of an OpenAI-compatible server: http://HOST:8000/v1")
+]
+Concurrency = Annotated[
+    int | None, typer.Option(min=1, help="Requests under way at a server, by default 8.")
+]
+Patience = Annotated[
+    float | None,
+    typer.Option(min=0, help="Seconds to wait for a server that is away, by default 300."),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="OPENAI_API_KEY", help="Key for the server.", show_default=False),
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Completions at a time, by default 8.")]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="Spread the models over GPUs: auto, balanced, ...")
+]
+Quantization = Annotated[str | None, typer.Option(help="Weights in 4bit or 8bit (bitsandbytes).")]
+Adapter = Annotated[
+    str | None, typer.Option(help="PEFT adapter on top of --model, a folder or Hub name.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
+]

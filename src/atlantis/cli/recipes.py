@@ -1,4 +1,4 @@
-"""``atlantis run``, ``quickstart``, ``report`` and ``recipes``: whole experiments."""
+"""``atlantis run``, ``quickstart``, ``recipes`` and ``families``: whole experiments."""
 
 import itertools
 import time
@@ -10,18 +10,15 @@ import typer
 
 from atlantis.cli.options import Changes, Force, Json, RunOut
 from atlantis.cli.output import put, put_json, put_table, quiet_libraries, say
-from atlantis.errors import StoreError
 
 if TYPE_CHECKING:
-    from atlantis.config import RunConfig
-    from atlantis.pipeline import Pipeline
+    from atlantis.config import Recipe
+    from atlantis.pipeline import AnyPipeline
     from atlantis.stages import Stage
-
-Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")]
 
 
 def run(
-    recipe: Recipe,
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
     changes: Changes = None,
     out: RunOut = None,
     dry_run: Annotated[
@@ -36,13 +33,13 @@ def run(
     """
     from atlantis.config import load_recipe
 
-    pipeline = _pipeline(load_recipe(recipe, changes or ()), out, force=force)
-    for note in pipeline.config.notes:
+    pipeline = prepare(load_recipe(recipe, changes or ()), out, force=force)
+    for note in pipeline.notes:
         say(note)
     if dry_run:
         _show_plan(pipeline, as_json=as_json)
         return
-    _run(pipeline, as_json=as_json)
+    finish(pipeline, as_json=as_json)
 
 
 def quickstart(
@@ -64,22 +61,7 @@ def quickstart(
     config = load_recipe("quickstart", [*own, *(changes or ())])
     say("making the corpus and pretraining two tiny models ...")
     make_quickstart(folder)
-    _run(_pipeline(config, out, force=False), as_json=as_json)
-
-
-def report(
-    recipe: Recipe, changes: Changes = None, out: RunOut = None, as_json: Json = False
-) -> None:
-    """Rebuild the report of a finished run.
-
-    Reads the run's files only; no model is loaded.
-    """
-    from atlantis.config import load_recipe
-
-    pipeline = _pipeline(load_recipe(recipe, changes or ()), out, force=True)
-    _require_finished(pipeline)
-    pipeline.report.discard()
-    _run(pipeline, as_json=as_json)
+    finish(prepare(config, out, force=False), as_json=as_json)
 
 
 def recipes(as_json: Json = False) -> None:
@@ -118,14 +100,15 @@ def families(
         put(f"    large {', '.join(family.large)}")
 
 
-def _pipeline(config: "RunConfig", out: Path | None, *, force: bool) -> "Pipeline":
-    from atlantis.pipeline import Pipeline
+def prepare(config: "Recipe", out: Path | None, *, force: bool = True) -> "AnyPipeline":
+    """The pipeline of a recipe; its folder is ``runs/NAME`` unless ``out`` names another."""
+    from atlantis.pipeline import pipeline_of
 
     quiet_libraries()
-    return Pipeline(config, out or Path("runs") / config.name, force=force)
+    return pipeline_of(config, out or Path("runs") / config.name, force=force)
 
 
-def _show_plan(pipeline: "Pipeline", *, as_json: bool) -> None:
+def _show_plan(pipeline: "AnyPipeline", *, as_json: bool) -> None:
     plan = pipeline.plan()
     if as_json:
         put_json({"stages": [{"name": stage.name, "state": state} for stage, state in plan]})
@@ -134,10 +117,9 @@ def _show_plan(pipeline: "Pipeline", *, as_json: bool) -> None:
         put(f"{state:8} {stage.name}")
 
 
-def _run(pipeline: "Pipeline", *, as_json: bool) -> None:
-    from atlantis.report.tables import terminal_table
-
-    for note in pipeline.splits.notes:
+def finish(pipeline: "AnyPipeline", *, as_json: bool) -> None:
+    """Do what is not there yet, and print the comparison of the arms."""
+    for note in pipeline.data_notes:
         say(f"data: {note}")
     num_pending = sum(state == "to do" for _, state in pipeline.plan())
     comparison = pipeline.run(_announcer(num_pending))
@@ -145,23 +127,8 @@ def _run(pipeline: "Pipeline", *, as_json: bool) -> None:
     if as_json:
         put_json({"report": str(page), "comparison": comparison})
         return
-    put_table(terminal_table(comparison))
+    put_table(pipeline.terminal_table(comparison))
     put(f"report: {page}")
-
-
-def _require_finished(pipeline: "Pipeline") -> None:
-    """Refuse to rebuild what would first have to be computed.
-
-    Raises:
-        StoreError: A stage is missing; the message names the first.
-    """
-    needed = (*pipeline.report.inputs, *pipeline.comparison.inputs)
-    missing = next((stage for target in needed for stage in target.pending()), None)
-    if missing is not None:
-        raise StoreError(
-            f"{pipeline.out}: stage {missing.name} is not done, or was done with other settings; "
-            "use 'atlantis run' with the same recipe, --set and --out"
-        )
 
 
 def _announcer(num_pending: int) -> "Callable[[Stage], None]":

@@ -41,6 +41,9 @@ def train(
         str, typer.Option(help="After the warm-up: linear, cosine, constant_with_warmup.")
     ] = "linear",
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.0,
+    adam_beta2: Annotated[
+        float, typer.Option(help="AdamW's decay of the mean squared gradient.")
+    ] = 0.999,
     max_grad_norm: Annotated[float, typer.Option(help="Gradients are clipped to this norm.")] = 1.0,
     loss: Annotated[
         str,
@@ -130,6 +133,7 @@ def train(
         "warmup_fraction": warmup_fraction,
         "schedule": schedule,
         "weight_decay": weight_decay,
+        "adam_beta2": adam_beta2,
         "max_grad_norm": max_grad_norm,
         "loss": _loss(loss),
         "loss_normaliser": loss_normaliser,

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from string import Formatter
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from atlantis.data.noise import NoiseConfig
 from atlantis.records import RelationExample
+from atlantis.validation import check_template
 
 SplitName = Literal["train", "trusted", "test"]
 
@@ -106,13 +106,13 @@ class DataConfig(_Config):
     @classmethod
     def _prompt_fields(cls, template: str | None) -> str | None:
         if template is not None:
-            _check_template(template, allowed=("text", "head", "tail"), required="text")
+            check_template(template, allowed=("text", "head", "tail"), required="text")
         return template
 
     @field_validator("completion")
     @classmethod
     def _completion_fields(cls, template: str) -> str:
-        _check_template(template, allowed=("label",), required="label")
+        check_template(template, allowed=("label",), required="label")
         return template
 
     @model_validator(mode="after")
@@ -158,19 +158,3 @@ class DataConfig(_Config):
         """The prompt of a row of relation data."""
         assert self.prompt is not None  # required for relation data, see _options_have_effect
         return self.prompt.format(text=row.text, head=row.head, tail=row.tail)
-
-
-def _check_template(template: str, *, allowed: tuple[str, ...], required: str) -> None:
-    """Refuses fields that cannot be filled, and a template that leaves out what matters."""
-    wanted = " ".join(f"{{{name}}}" for name in allowed)
-    try:
-        fields = [part[1] for part in Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise ValueError(
-            f"template {template!r}: {error}; write a brace as {{{{ or }}}}"
-        ) from error
-    for field in fields:
-        if field not in allowed:
-            raise ValueError(f"template {template!r}: unknown field {{{field}}}; use {wanted}")
-    if required not in fields:
-        raise ValueError(f"template {template!r}: {{{required}}} is missing; use {wanted}")

@@ -117,12 +117,13 @@ class GivenRows:
             raise DataError(f"id {twice[0]!r} occurs twice; give every example an id of its own")
 
 
-def open_source(data: str) -> Source:
+def open_source(data: str, *, also: Iterable[str] = ()) -> Source:
     """What ``DATA`` names.
 
     Args:
         data: A JSONL, JSON or Parquet file, a folder of such files (read in the order of their
             names), a folder of ``datasets``' ``save_to_disk``, or ``hub:NAME[:config][:split]``.
+        also: Columns to read besides those of the formats.
 
     Raises:
         DataError: There is no such thing, or no telling what it is.
@@ -132,30 +133,31 @@ def open_source(data: str) -> Source:
     except OSError as error:
         raise DataError(f"{files.shorten(data)}: no path ({error.strerror}); correct it") from error
     if data.startswith(hub.PREFIX) and not is_there:
-        return Source(data, hub.open_hub(data, wanted=READ_COLUMNS))
-    return open_path(Path(data))
+        return Source(data, hub.open_hub(data, wanted=READ_COLUMNS | set(also)))
+    return open_path(Path(data), also=also)
 
 
-def open_path(path: Path) -> Source:
+def open_path(path: Path, *, also: Iterable[str] = ()) -> Source:
     """A file or a folder; see `open_source`.
 
     Raises:
         DataError: There is no such thing, or no telling what it is.
     """
+    wanted = READ_COLUMNS | set(also)
     if path.is_dir():
-        return Source(str(path), _folder_rows(path))
+        return Source(str(path), _folder_rows(path, wanted))
     if not path.is_file():
         raise DataError(
             f"{path}: no such file or folder; correct the path, or write "
             "hub:NAME for a data set of the Hugging Face Hub"
         )
-    return Source(str(path), _file_rows(path))
+    return Source(str(path), _file_rows(path, wanted))
 
 
-def _file_rows(path: Path) -> Callable[[], Iterator[LocatedObject]]:
+def _file_rows(path: Path, wanted: frozenset[str]) -> Callable[[], Iterator[LocatedObject]]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return partial(read_parquet, path, wanted=READ_COLUMNS)
+        return partial(read_parquet, path, wanted=wanted)
     if suffix not in _SUFFIXES:
         raise DataError(f"{path}: unknown kind of file; use {', '.join(_SUFFIXES)}")
     if suffix == ".json" and begins_with_list(path):
@@ -174,9 +176,9 @@ def _is_shard(name: str) -> bool:
     return name.lower().endswith(_SUFFIXES) and name[0] not in "._" and name not in _METADATA
 
 
-def _folder_rows(folder: Path) -> Callable[[], Iterator[LocatedObject]]:
+def _folder_rows(folder: Path, wanted: frozenset[str]) -> Callable[[], Iterator[LocatedObject]]:
     if hub.is_saved_dataset(folder):
-        return hub.open_saved(folder, wanted=READ_COLUMNS)
+        return hub.open_saved(folder, wanted=wanted)
     shards = sorted(path for path in folder.iterdir() if _is_shard(path.name))
     kinds = sorted({path.suffix.lower() for path in shards})
     if len(kinds) != 1:
@@ -190,5 +192,5 @@ def _folder_rows(folder: Path) -> Callable[[], Iterator[LocatedObject]]:
             f"{folder}: holds the splits {', '.join(sorted(splits))}; name one file, or put the "
             "shards of one split into a folder of their own"
         )
-    parts = [_file_rows(path) for path in shards]
+    parts = [_file_rows(path, wanted) for path in shards]
     return lambda: chain.from_iterable(part() for part in parts)

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlantis.disk import write_json, write_table
 from atlantis.evaluation.relations import confusion, relation_metrics
+from atlantis.generation.decoding import generate_greedily
 from atlantis.models.choices import score_choices
 from atlantis.models.decoder_choices import OUTSIDE
 from atlantis.models.encoder_decoder import loaded_start_token, tokenize_for
-from atlantis.models.generation import generate_greedily
 from atlantis.models.loading import LoadingConfig, load_model, load_tokenizer
 from atlantis.records import Example, LabelSet
 

@@ -91,7 +91,7 @@ def _chance(
     config, splits = inputs.config, inputs.splits
     step = max(1, len(splits.train) // _CHECKED_TRAINING_ROWS)
     sample = splits.train[::step]
-    too_long = set(inputs.too_long(sample))
+    too_long = set(inputs.too_long(sample, models["small"]))
 
     def predict(rows: Sequence[Example], model: str) -> dict[str, Any]:
         return evaluation.predict(

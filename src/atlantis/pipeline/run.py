@@ -1,9 +1,11 @@
 """Runs a recipe: which of its stages are wanted, and what follows from each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from rich.table import Table
 
 from atlantis.config import RunConfig
 from atlantis.disk import exclusive, read_json, write_bytes
@@ -12,7 +14,8 @@ from atlantis.pipeline.arms import ArmStages
 from atlantis.pipeline.inputs import Inputs
 from atlantis.pipeline.results import ResultStages
 from atlantis.pipeline.weighing import WeighingStages
-from atlantis.stages import Stage, in_order
+from atlantis.report.tables import terminal_table
+from atlantis.stages import Stage, plan
 
 _REPORT_FILES = ("report.html", "report.json")
 
@@ -36,7 +39,8 @@ class Pipeline:
         self.out = out
         self._force = force
         inputs, root = Inputs(config), out / "stages"
-        self.splits = inputs.splits
+        self.data_notes = inputs.splits.notes
+        self.notes = (*config.notes, *inputs.families.notes)
         self._weighing = WeighingStages(inputs, root)
         self._arms = ArmStages(inputs, root, self._weighing, force=force)
         self._results = ResultStages(inputs, root, self._weighing, self._arms)
@@ -50,6 +54,10 @@ class Pipeline:
     def report(self) -> Stage:
         """The page and its figures as JSON."""
         return self._results.report
+
+    def terminal_table(self, comparison: Mapping[str, Any]) -> Table:
+        """The comparison that `run` returns, for the command line."""
+        return terminal_table(comparison)
 
     def run(self, announce: Callable[[Stage], None]) -> dict[str, Any]:
         """Do whatever is not there yet, and return the comparison of the arms.
@@ -69,20 +77,8 @@ class Pipeline:
         return comparison
 
     def plan(self) -> list[tuple[Stage, str]]:
-        """Every stage in the order of the work: ``cached``, ``to do`` or ``unneeded``.
-
-        A stage is unneeded when it is not there but nothing that is still to do reads it, such as
-        the checkpoint of an arm whose predictions are there.
-        """
-        targets = [target.stage for target in self._targets()]
-        pending = {s.digest for s in in_order(targets, skip=lambda stage: stage.is_done)}
-
-        def state(stage: Stage) -> str:
-            if stage.is_done:
-                return "cached"
-            return "to do" if stage.digest in pending else "unneeded"
-
-        return [(stage, state(stage)) for stage in in_order(targets)]
+        """Every stage in the order of the work, and its state; see `atlantis.stages.plan`."""
+        return plan([target.stage for target in self._targets()])
 
     def _targets(self) -> Iterator[_Target]:
         """What a run is for, in the order of the work."""

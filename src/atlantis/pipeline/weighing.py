@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from atlantis.config import ArmSelection
+from atlantis.config.labels import ArmSelection
 from atlantis.disk import read_json, write_json, write_table
 from atlantis.evaluation import stage as evaluation
 from atlantis.pipeline.check import check_weights
@@ -28,33 +28,38 @@ class WeighingStages:
     def __init__(self, inputs: Inputs, root: Path) -> None:
         self._inputs = inputs
         self._config = inputs.config
+        self._families = inputs.families
         self._root = root
 
-    def reference(self, seed: int) -> Stage | None:
-        """The tuned small model of one seed; None where the recipe names one."""
-        config, splits = self._config.reference, self._inputs.splits
-        if config.model is not None:
+    def reference(self, seed: int, *, family: str | None = None) -> Stage | None:
+        """The tuned small model of a family and seed; None where the recipe names one."""
+        config, splits, families = self._config.reference, self._inputs.splits, self._families
+        small = families.model("small", family)
+        if small is None or families.model("reference", family) is not None:
             return None
         rows = splits.trusted if config.train_on == "trusted" else splits.train
-        tuning = Tuning(self._inputs, self._config.models.small, rows, config.training, seed)
+        tuning = Tuning(self._inputs, small, rows, config.training, seed)
 
         def work(folder: Path) -> None:
             tuning.run(None, folder)
 
-        name = f"reference-seed{seed}"
+        name = f"reference{_suffix(family)}-seed{seed}"
         return Stage(self._root, name, tuning.settings, (), work, resumable=True)
 
-    def scores(self, role: str, seed: int, *, alone: bool = False) -> Stage:
+    def scores(
+        self, role: str, seed: int, *, alone: bool = False, family: str | None = None
+    ) -> Stage:
         """Scores of the training rows under one model; only a reference made here has seeds.
 
         Args:
             role: ``large``, ``small``, ``reference``, or ``proxy`` for all three as one.
             seed: Seed of the reference.
             alone: Whether completions are scored without their prompts.
+            family: Whose small model and reference; None for the large model's own.
         """
         needed = ("large", "small", "reference") if role == "proxy" else (role,)
-        made_here = self.reference(seed) if "reference" in needed else None
-        models = {name: self._model(name, made_here) for name in needed}
+        made_here = self.reference(seed, family=family) if "reference" in needed else None
+        models = {name: self._model(name, made_here, family) for name in needed}
         config = self._config.scoring
         if alone:
             config = config.model_copy(update={"condition": "none"})
@@ -75,7 +80,8 @@ class WeighingStages:
         def work(folder: Path) -> None:
             scoring_job(rows, role, models, config=config, loading=loading).run(folder)
 
-        name = f"score-{role}" + ("-alone" if alone else "")
+        name = f"score-{role}" + ("" if role == "large" else _suffix(family))
+        name += "-alone" if alone else ""
         name += f"-seed{seed}" if made_here else ""
         inputs = () if made_here is None else (made_here,)
         return Stage(self._root, name, settings, inputs, work, resumable=True)
@@ -107,12 +113,13 @@ class WeighingStages:
         return Stage(self._root, f"select-{arm}-seed{seed}", settings, inputs, work)
 
     def _weighed(self, arm: str, seed: int) -> Stage | None:
-        config = self._config.arms[arm].weights
+        config, family = self._config.arms[arm].weights, self._config.arms[arm].cross
         if config is None:
             return None
         config = _seeded(config, seed)
         # A scheme without models still needs a store to say which examples there are.
-        stores = {role: self.scores(role, seed) for role in config.scheme.models or ("small",)}
+        needed = config.scheme.models or ("small",)
+        stores = {role: self.scores(role, seed, family=family) for role in needed}
         per_example = self._config.training.loss_normaliser == "example_mean"
         settings = {
             "weighting": config.model_dump(mode="json"),
@@ -138,11 +145,12 @@ class WeighingStages:
     def check(self, seed: int) -> Stage | None:
         """Whether weighting stands a chance; None without weights or held-out rows."""
         weights = self.weights(self._config.headline, seed)
-        config = self._config.arms[self._config.headline].weights
+        arm = self._config.arms[self._config.headline]
+        config, family = arm.weights, arm.cross
         if weights is None or config is None or not self._inputs.splits.heldout:
             return None
-        made_here = self.reference(seed)
-        models = {role: self._model(role, made_here) for role in _ROLES}
+        made_here = self.reference(seed, family=family)
+        models = {role: self._model(role, made_here, family) for role in _ROLES}
         prints = self._inputs.fingerprints
         settings = {
             "token_budget": self._config.evaluation.token_budget,
@@ -171,14 +179,17 @@ class WeighingStages:
         inputs = (weights,) if made_here is None else (weights, made_here)
         return Stage(self._root, f"check-seed{seed}", settings, inputs, work)
 
-    def _model(self, role: str, made_here: Stage | None) -> str:
+    def _model(self, role: str, made_here: Stage | None, family: str | None) -> str:
         """Name of the model in a role, or its folder where it is a reference made here."""
-        if role != "reference":
-            return self._config.models.large if role == "large" else self._config.models.small
-        if made_here is not None:
-            return str(made_here.folder)
-        assert self._config.reference.model is not None  # else it is made here
-        return self._config.reference.model
+        name = self._families.model(role, family)
+        if name is not None:
+            return name
+        assert made_here is not None  # only a reference has no name, and then it is made here
+        return str(made_here.folder)
+
+
+def _suffix(family: str | None) -> str:
+    return "" if family is None else f"-{family}"
 
 
 def _seeded(config: WeightingConfig, seed: int) -> WeightingConfig:

@@ -19,6 +19,7 @@ from atlantis.report.charts import (
     series_color,
     svg,
 )
+from atlantis.report.weight_figures import distribution_chart
 from atlantis.report.words import OUTCOME_WORDS
 
 _OUTCOME_COLORS = {"better": GREEN, "worse": RED, "no difference shown": MUTED}
@@ -35,6 +36,7 @@ def figures(document: Mapping[str, Any]) -> dict[str, str]:
         "versus_baseline": _differences(results, "versus_baseline"),
         "versus_control": _differences(results, "versus_control"),
         "histogram": _histogram(weights.get("histogram")),
+        "densities": distribution_chart(found) if (found := weights.get("densities")) else None,
         "by_label": _by_label(weights.get("by_label")),
         "lorenz": _lorenz(weights.get("lorenz")),
         "by_length": _by_length(weights.get("by_length")),

@@ -21,6 +21,36 @@ _CHECK_WORDS = {
 
 def render(document: Mapping[str, Any]) -> str:
     """The page of a report document, as `atlantis.report.stage.build` makes it."""
+    return (
+        _environment()
+        .get_template("template.html.j2")
+        .render(
+            report=document,
+            # vl-convert escapes the texts that it draws; a test sends hostile ones through.
+            figures={name: Markup(svg) for name, svg in figures(document).items()},
+            dark_style=Markup(dark_style()),
+            recipe=yaml.safe_dump(document["recipe"], sort_keys=False, allow_unicode=True),
+            bars=interval_bars(document["results"]),
+            check_words=_CHECK_WORDS,
+            outcome_words=OUTCOME_WORDS,
+        )
+    )
+
+
+def render_figures(title: str, captioned: Mapping[str, str]) -> str:
+    """A page of nothing but charts: SVG by its caption."""
+    return (
+        _environment()
+        .get_template("figure.html.j2")
+        .render(
+            title=title,
+            figures=[{"svg": Markup(svg), "caption": text} for text, svg in captioned.items()],
+            dark_style=Markup(dark_style()),
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("atlantis.report", "."),
         autoescape=True,
@@ -29,16 +59,7 @@ def render(document: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["tight"] = tight
-    return environment.get_template("template.html.j2").render(
-        report=document,
-        # vl-convert escapes the texts that it draws; a test sends hostile ones through.
-        figures={name: Markup(svg) for name, svg in figures(document).items()},
-        dark_style=Markup(dark_style()),
-        recipe=yaml.safe_dump(document["recipe"], sort_keys=False, allow_unicode=True),
-        bars=interval_bars(document["results"]),
-        check_words=_CHECK_WORDS,
-        outcome_words=OUTCOME_WORDS,
-    )
+    return environment
 
 
 def tight(sentence: str) -> str:

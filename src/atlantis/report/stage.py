@@ -19,6 +19,7 @@ from atlantis.report.artifacts import (
 )
 from atlantis.report.audit import detection_section, extreme_examples, suspicions
 from atlantis.report.definitions import definitions
+from atlantis.report.densities import arm_densities
 from atlantis.report.distributions import (
     histogram,
     lorenz_curves,
@@ -29,7 +30,7 @@ from atlantis.report.page import render
 from atlantis.report.verdict import verdict
 from atlantis.report.words import arm_title
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the code changes reports."""
 
 _T = TypeVar("_T")
@@ -146,6 +147,7 @@ def _weights_section(
         "title": arm_title(arm),
         "num_seeds": len(tables_of_arm),
         "histogram": histogram(train, tables_of_arm),
+        "densities": arm_densities(weights),
         "by_label": weight_by_label(train, tables_of_arm),
         "lorenz": lorenz_curves(weights),
         "by_length": weight_by_length(tables_of_arm, lengths),

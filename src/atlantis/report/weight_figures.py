@@ -1,13 +1,12 @@
-"""Distributions of weights: one or several model families on the same rows (Figures 2 and 4)."""
+"""Drawings of weights: one or several model families on the same rows (Figures 2 and 4)."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
 
+from atlantis.report.artifacts import FloatArray
 from atlantis.report.charts import (
     BLUE,
     HEIGHT,
@@ -16,35 +15,26 @@ from atlantis.report.charts import (
     Chart,
     inline_data,
     series_color,
-    svg,
 )
+from atlantis.report.densities import SHOWN
 
-Floats = NDArray[np.float64]
-_NUM_POINTS = 200
 _NUM_CELLS = 40
-_SHOWN = (0.005, 0.995)
-"""Quantiles between which the axes run: a few weights may be far outside."""
 
 
-def distribution_figure(log_weights: Mapping[str, Floats], *, axis_title: str) -> str:
-    """Densities of weights on a linear and on a logarithmic axis, side by side, as SVG.
+def distribution_chart(densities: Mapping[str, Any]) -> Chart:
+    """Densities of weights on a linear and on a logarithmic axis, side by side.
 
     Args:
-        log_weights: Finite log-weights by what they are called.
-        axis_title: What a weight of 1 is: the ratio, or the mean weight.
+        densities: What `atlantis.report.densities` gives.
     """
-    linear = _densities({title: np.exp(values) for title, values in log_weights.items()})
-    logarithmic = _densities({t: values / np.log(10) for t, values in log_weights.items()})
-    for row in logarithmic:
-        row["x"] = 10.0 ** row["x"]
-    titles = list(log_weights)
-    left = _lines(linear, titles, alt.Scale(zero=False), axis_title, "density")
-    right = _lines(logarithmic, titles, alt.Scale(type="log"), axis_title, "density of its log10")
-    return svg(alt.hconcat(left, right), standalone=True)
+    titles, x = densities["titles"], densities["axis"]
+    left = _lines(densities["linear"], titles, alt.Scale(zero=False), x, "density")
+    right = _lines(densities["log"], titles, alt.Scale(type="log"), x, "density of its log10")
+    return alt.hconcat(left, right)
 
 
-def joint_figure(first: Floats, second: Floats, *, titles: tuple[str, str]) -> str:
-    """How many rows have which pair of weights, on logarithmic axes, as SVG."""
+def joint_chart(first: FloatArray, second: FloatArray, *, titles: tuple[str, str]) -> Chart:
+    """How many rows have which pair of weights (finite log-weights), on logarithmic axes."""
     edges = [_edges(values / np.log(10)) for values in (first, second)]
     counts, _, _ = np.histogram2d(first / np.log(10), second / np.log(10), bins=edges)
     cells = [
@@ -73,26 +63,8 @@ def joint_figure(first: Floats, second: Floats, *, titles: tuple[str, str]) -> s
     rules = alt.Chart(one)
     vertical = rules.mark_rule(color=MUTED, strokeDash=[4, 3]).encode(x=alt.X("one:Q", scale=log))
     across = rules.mark_rule(color=MUTED, strokeDash=[4, 3]).encode(y=alt.Y("one:Q", scale=log))
-    chart = alt.layer(density, vertical, across).properties(width=HEIGHT + 60, height=HEIGHT + 60)
-    return svg(chart, standalone=True)
-
-
-def _densities(values: Mapping[str, Floats]) -> list[dict[str, Any]]:
-    """Points of a kernel density estimate of each, over a common range."""
-    everything = np.concatenate(list(values.values()))
-    low, high = np.quantile(everything, _SHOWN)
-    grid = np.linspace(low, high, _NUM_POINTS)
-    rows: list[dict[str, Any]] = []
-    for title, of in values.items():
-        inside = of[(of >= low) & (of <= high)]
-        if inside.size < 2 or np.ptp(inside) == 0:  # constant weights have no density
-            continue
-        heights = gaussian_kde(inside)(grid) * inside.size / of.size
-        rows += [
-            {"title": title, "x": float(x), "y": float(y)}
-            for x, y in zip(grid, heights, strict=True)
-        ]
-    return rows
+    side = HEIGHT + 60
+    return alt.layer(density, vertical, across).properties(width=side, height=side)
 
 
 def _lines(
@@ -110,8 +82,8 @@ def _lines(
     ).properties(width=WIDTH, height=HEIGHT)
 
 
-def _edges(values: Floats) -> Floats:
-    low, high = np.quantile(values, _SHOWN)
+def _edges(values: FloatArray) -> FloatArray:
+    low, high = np.quantile(values, SHOWN)
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, _NUM_CELLS + 1)

@@ -6,6 +6,7 @@ ARM_TITLES = {
     "sft": "SFT",
     "atlantis": "ATLANTIS",
     "atlantis_within_label": "ATLANTIS, mean one within label",
+    "atlantis_cross": "ATLANTIS-cross",
     "shuffled": "shuffled weights (control)",
     "drop_lowest": "drop lowest weights",
     "sft_trusted": "SFT + trusted rows",

@@ -7,28 +7,23 @@ once, before any row is scored.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any, Protocol, cast
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlantis.data.tokenization import TokenizedExample
-from atlantis.errors import ConfigError, ModelError, ResumableError
+from atlantis.endpoint import Endpoint, RefusedError
+from atlantis.errors import ModelError, ResumableError
 from atlantis.records import TokenScores
 from atlantis.scoring.scorer import token_scores, unscored
 
 _PROBE = (0, 1, 2)
 """Ids that every vocabulary has, different from each other."""
-_NUM_RETRIES = 6
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 60.0
+_PATIENCE_SECONDS = 60.0
 _FLOOR = -9999.0
 """What vLLM's server writes for a log-probability of minus infinity, which JSON cannot hold."""
 _NOT_A_NUMBER = "not JSON compliant"
@@ -41,14 +36,6 @@ class _UnusableError(Exception):
 
 class _NonfiniteError(_UnusableError):
     """The server has an answer, and cannot write it down because a number in it is not finite."""
-
-
-class _PassingError(Exception):
-    """A failure that may be gone at the next try."""
-
-    def __init__(self, reason: str, *, wait_seconds: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait_seconds = wait_seconds
 
 
 class _Form(Protocol):
@@ -121,8 +108,8 @@ _FORMS: tuple[_Form, ...] = (KeyedByToken(), Echoed(max_tokens=0), Echoed(max_to
 class ServerScorer:
     """Scores rows over HTTP, several requests at a time.
 
-    A connection that breaks, a 429 and a 5xx are tried again with growing pauses, about half a
-    minute in all. What the server computes depends on what else it computes at that moment, in the
+    A connection that breaks, a 429 and a 5xx are tried again with growing pauses, for a minute.
+    What the server computes depends on what else it computes at that moment, in the
     last bits: two runs give scores that are equal to about 1e-5, not to the byte.
     """
 
@@ -152,16 +139,16 @@ class ServerScorer:
                 prompt.
             ResumableError: The server cannot be reached.
         """
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"server {base_url!r}: give an address like http://127.0.0.1:8000/v1")
-        self._url = base_url.rstrip("/") + "/completions"
+        self._endpoint = Endpoint(
+            base_url,
+            api_key=api_key,
+            timeout_seconds=timeout_seconds,
+            patience_seconds=_PATIENCE_SECONDS,
+        )
+        self._url = self._endpoint.base_url + "/completions"
         self._served_model = served_model
         self._score_end_of_turn = score_end_of_turn
         self._concurrency = concurrency
-        self._timeout_seconds = timeout_seconds
-        self._headers = {"Content-Type": "application/json"}
-        if api_key is not None:
-            self._headers["Authorization"] = f"Bearer {api_key}"
         self.form = self._find_form()
         """The form of request that the server answers."""
 
@@ -207,48 +194,22 @@ class ServerScorer:
         self, form: _Form, ids: Sequence[int], positions: Sequence[int]
     ) -> NDArray[np.float64]:
         fields = {"model": self._served_model, "prompt": list(ids), "temperature": 0}
-        body = json.dumps(fields | form.fields).encode()
-        choice = _only_choice(self._post(body), num_ids=len(ids))
+        try:
+            answer = self._endpoint.post("/completions", fields | form.fields)
+        except RefusedError as error:
+            raise self._refusal(error) from None
+        choice = _only_choice(answer, num_ids=len(ids))
         values = np.array(form.read(choice, ids, positions), dtype=np.float64)
         return np.where(values == _FLOOR, -np.inf, values)
 
-    def _post(self, body: bytes) -> bytes:
-        """Send a request until it is answered or has failed too often."""
-        attempt = 0
-        while True:
-            try:
-                return self._send(body)
-            except _PassingError as error:
-                if attempt == _NUM_RETRIES:
-                    raise ResumableError(
-                        f"{self._url}: failed {attempt + 1} times, last with {error}; run the same "
-                        "command again when the server works"
-                    ) from None
-                pause = max(error.wait_seconds, _FIRST_PAUSE_SECONDS * 2**attempt)
-            time.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
-            attempt += 1
-
-    def _send(self, body: bytes) -> bytes:
-        request = Request(self._url, data=body, headers=self._headers)
-        try:
-            with urlopen(request, timeout=self._timeout_seconds) as answer:
-                return answer.read()
-        except HTTPError as error:
-            raise self._refusal(error) from None
-        except (OSError, HTTPException) as error:
-            raise _PassingError(f"{type(error).__name__}: {error}") from None
-
-    def _refusal(self, error: HTTPError) -> Exception:
-        """What a status other than 200 means: try again, try another form, or give up."""
-        reason = f"HTTP {error.code}: {_said(error)}"
-        if _NOT_A_NUMBER in reason:
-            return _NonfiniteError(reason)
-        if error.code == 429 or error.code >= 500:
-            return _PassingError(reason, wait_seconds=_retry_after(error))
-        if error.code in (400, 422):
-            return _UnusableError(reason)
+    def _refusal(self, error: RefusedError) -> Exception:
+        """What a refusal means: try another form, or give up."""
+        if _NOT_A_NUMBER in str(error):
+            return _NonfiniteError(str(error))
+        if error.status in (400, 422):
+            return _UnusableError(str(error))
         return ModelError(
-            f"{self._url}: {reason}; check the address (it ends in /v1), the model's name "
+            f"{self._url}: {error}; check the address (it ends in /v1), the model's name "
             f"({self._served_model!r}) and the key"
         )
 
@@ -294,18 +255,3 @@ def _number(value: Any) -> float:
     if isinstance(value, int | float):
         return float(value)
     raise _UnusableError(f"the answer has {value!r} in place of a log-probability")
-
-
-def _said(error: HTTPError) -> str:
-    """What the server said about its refusal, cut to a line."""
-    try:
-        body = error.read(2000)
-    except (OSError, HTTPException):
-        body = b""
-    return " ".join(body.decode("utf-8", "replace").split())[:300] or str(error.reason)
-
-
-def _retry_after(error: HTTPError) -> float:
-    """Seconds that the server asks for; 0 where it names none."""
-    value = error.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else 0.0

@@ -1,23 +1,17 @@
 """Log-probabilities of completions from vLLM, in this process's own engine."""
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from importlib import import_module
-from multiprocessing import active_children
-from threading import Thread
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlantis.data.tokenization import TokenizedExample
-from atlantis.errors import ConfigError, ModelError, ResumableError
+from atlantis.errors import ModelError
 from atlantis.models.loading import LoadingConfig
+from atlantis.models.vllm_engine import VllmEngine
 from atlantis.records import TokenScores
 from atlantis.scoring.scorer import token_scores
-
-_WATCH_SECONDS = 1.0
 
 
 class _Path(Protocol):
@@ -106,14 +100,15 @@ class VllmScorer:
             ConfigError: vLLM is not installed, or does not have what ``loading`` asks for.
             ModelError: vLLM cannot load the model.
         """
-        with ThreadPoolExecutor(1) as pool:  # vLLM keeps frames of its import, with what they hold
-            vllm = pool.submit(_import_vllm).result()
-        _check_loading(loading, vllm.device)
+        options = {
+            "max_model_len": max_length + 1,
+            "logprobs_mode": "raw_logprobs",
+            "hf_overrides": {"head_dtype": "float32"},
+            "enable_prefix_caching": False,  # useless for log-probabilities of a prompt
+            "enforce_eager": True,  # one token is generated per row: no decoding to speed up
+        }
         self._score_end_of_turn = score_end_of_turn
-        self._vllm = vllm
-        others = active_children()
-        self._engine = _start(vllm, model, loading, max_length)
-        self._processes = [child for child in active_children() if child not in others]
+        self._engine = VllmEngine(model, loading, options)
         self.path: FixedTokens | AllTokens = self._find_path()
         """How log-probabilities are asked for."""
 
@@ -175,100 +170,14 @@ class VllmScorer:
     ) -> list[Any]:
         """One token for each row, which is the least that vLLM does."""
         common = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
-        prompts = [{"prompt_token_ids": list(ids)} for ids in rows]
-        parameters = [self._vllm.sampling(**common, **request) for request in requests]
-        try:
-            return self._watched(lambda: self._engine.generate(prompts, parameters, use_tqdm=False))
-        except self._vllm.refusal as error:
-            raise ModelError(f"vLLM refuses a row: {error}") from None
-        except self._vllm.failure as error:
-            raise ResumableError(f"vLLM's engine stopped ({error})") from None
-
-    def _watched(self, generate: Callable[[], list[Any]]) -> list[Any]:
-        """Call vLLM, and stop waiting if its engine process is gone.
-
-        vLLM 0.32 waits forever for one that was killed, as by the system when memory ends.
-        """
-        answer: Future[list[Any]] = Future()
-        Thread(target=_resolve, args=(answer, generate), daemon=True).start()
-        while not wait([answer], timeout=_WATCH_SECONDS).done:
-            if not all(process.is_alive() for process in self._processes):
-                raise ResumableError("vLLM's engine process was killed; was there enough memory?")
-        return answer.result()
+        return self._engine.generate(rows, [common | request for request in requests])
 
     def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
         """An id that the model does not have stops the engine, or reads a row of zeros."""
         largest = max((max(ids) for ids in rows), default=0)
-        size: int = self._engine.model_config.get_vocab_size()
+        size = self._engine.vocabulary
         if largest >= size:
             raise ModelError(
                 f"token id {largest} is not in the model's vocabulary of {size}; the tokenizer "
                 "belongs to another model"
             )
-
-
-def _resolve(answer: Future[list[Any]], call: Callable[[], list[Any]]) -> None:
-    try:
-        answer.set_result(call())
-    except BaseException as error:  # raised again where the answer is read
-        answer.set_exception(error)
-
-
-class _Vllm(NamedTuple):
-    """What is used of vLLM."""
-
-    engine: Any
-    sampling: Any
-    refusal: type[Exception]
-    failure: type[Exception]
-    device: str
-    """The device type that it was built for."""
-
-
-def _import_vllm() -> _Vllm:
-    # vLLM writes its log to stdout unless told before the import; ours carries results.
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    try:
-        vllm: Any = import_module("vllm")
-        errors: Any = import_module("vllm.exceptions")
-        platform: Any = import_module("vllm.platforms").current_platform
-    except ImportError as error:
-        raise ConfigError(
-            f"scoring with vLLM needs vLLM ({error}); install it in an environment of its own: "
-            "pip install 'atlantis-sft[vllm]'"
-        ) from None
-    return _Vllm(
-        vllm.LLM,
-        vllm.SamplingParams,
-        errors.VLLMClientError,
-        errors.VLLMServerError,
-        platform.device_type,
-    )
-
-
-def _check_loading(loading: LoadingConfig, built_for: str) -> None:
-    """An option that vLLM would ignore is an error."""
-    if loading.attention != "auto":
-        raise ConfigError(f"attention {loading.attention}: vLLM chooses its own; leave it at auto")
-    if loading.device not in ("auto", built_for):
-        raise ConfigError(
-            f"device {loading.device}: this vLLM runs on {built_for}; choose auto, and one of "
-            "several GPUs with CUDA_VISIBLE_DEVICES"
-        )
-
-
-def _start(vllm: _Vllm, model: str, loading: LoadingConfig, max_length: int) -> Any:
-    try:
-        return vllm.engine(
-            model=model,
-            dtype=loading.dtype,
-            max_model_len=max_length + 1,
-            logprobs_mode="raw_logprobs",
-            hf_overrides={"head_dtype": "float32"},
-            enable_prefix_caching=False,  # vLLM cannot use it for log-probabilities of a prompt
-            enforce_eager=True,  # one token is generated per row: no decoding to speed up
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{model}: vLLM cannot load it ({' '.join(lines)[:300]})") from None

@@ -66,6 +66,7 @@ def trainer_arguments(
         lr_scheduler_type=config.schedule,
         warmup_steps=round(config.warmup_fraction * steps),
         weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         token_loss=config.loss.model_dump(),
         loss_normaliser=config.loss_normaliser,

@@ -60,6 +60,8 @@ class TrainingConfig(BaseModel):
     """Learning rate after the warm-up."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's weight decay."""
+    adam_beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
+    """AdamW's decay of the mean squared gradient; 0.95 is usual for large models."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """Gradients are clipped to this norm."""
     loss: Loss = Sft()

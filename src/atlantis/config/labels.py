@@ -1,10 +1,7 @@
 """The recipe: everything a run depends on, validated before anything expensive starts."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -15,53 +12,21 @@ from pydantic import (
 )
 
 from atlantis.data.config import DataConfig
-from atlantis.errors import ConfigError
 from atlantis.evaluation.stage import EvaluationConfig
-from atlantis.models.families import families, family_of
-from atlantis.models.loading import LoadingConfig
-from atlantis.recipes import builtin_recipes
+from atlantis.models.config import (
+    ModelsConfig,
+    filled_from_family,
+    folder_of_models,
+    models_in_words,
+)
 from atlantis.scoring.stage import ScoringConfig
 from atlantis.selection.stage import SelectionConfig
 from atlantis.training.config import Loss, TrainingConfig
-from atlantis.validation import validated
 from atlantis.weighting.schemes import Weighting
 
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ModelsConfig(_Config):
-    """The model family."""
-
-    large: str
-    """The model to be trained: a folder or a Hub name."""
-    small: str
-    """The small base model, of the same tokenizer; by default that of the family."""
-    family: str | None = None
-    """Where models that the recipe does not name come from: a name that 'atlantis families' lists.
-    A large model of the Hub tells its family itself."""
-    families_file: str | None = None
-    """YAML file with families of your own."""
-    loading: LoadingConfig = LoadingConfig()
-    """How models are put into memory; the same for all of them."""
-
-    @model_validator(mode="after")
-    def _loading_suits_all_models(self) -> Self:
-        for name in ("revision", "adapter", "quantization"):
-            if getattr(self.loading, name) is not None:
-                raise ValueError(
-                    f"loading.{name} would hold for every model, the trained one too; it is an "
-                    "option of 'atlantis score' only"
-                )
-        return self
-
-
-def _folder(value: Any) -> Any:
-    """A bare path stands for a folder with ``large`` and ``small`` in it."""
-    if not isinstance(value, str):
-        return value
-    return {"large": f"{value}/large", "small": f"{value}/small"}
 
 
 class ReferenceConfig(_Config):
@@ -76,7 +41,8 @@ class ReferenceConfig(_Config):
 
     @model_validator(mode="after")
     def _training_has_effect(self) -> Self:
-        if self.model is not None and self.model_fields_set & {"train_on", "training"}:
+        is_plain = (self.train_on, self.training) == ("trusted", TrainingConfig())
+        if self.model is not None and not is_plain:
             raise ValueError(
                 "reference.train_on and reference.training have no effect beside reference.model"
             )
@@ -108,6 +74,9 @@ class ArmConfig(_Config):
     """The noisy rows, these and the trusted ones, or only those whose label is the true one."""
     weights: Weighting | None = None
     """How the rows are weighted; None for ones."""
+    cross: str | None = None
+    """The family in ``models.cross`` whose small model and reference weigh the rows; None for the
+    trained model's own."""
     select: ArmSelection | None = None
     """Train on some of the rows only, for as many epochs; by default on all of them, for as many
     steps as every other arm."""
@@ -120,6 +89,8 @@ class ArmConfig(_Config):
             raise ValueError("weights are computed for the training rows: use rows: train")
         if self.select is not None and self.select.method == "weight" and self.weights is None:
             raise ValueError("select by weight needs weights")
+        if self.cross is not None and self.weights is None:
+            raise ValueError(f"cross: {self.cross} has no effect without weights")
         return self
 
 
@@ -130,7 +101,7 @@ class RunConfig(_Config):
     """Name of the run, and of its folder."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     """Each seed trains its own reference and every arm."""
-    models: Annotated[ModelsConfig, BeforeValidator(_folder)]
+    models: Annotated[ModelsConfig, BeforeValidator(folder_of_models)]
     """The model family, or a folder that holds ``large`` and ``small``."""
     data: DataConfig
     """Training, trusted and test rows."""
@@ -156,33 +127,18 @@ class RunConfig(_Config):
     @model_validator(mode="before")
     @classmethod
     def _family_fills_in(cls, settings: Any) -> Any:
-        """Take from its family what the recipe does not name: the small model, the reference."""
-        models = settings.get("models")
-        if not isinstance(models, Mapping) or "large" not in models or "small" in models:
-            return settings
-        path = models.get("families_file")
-        known = families(None if path is None else Path(path))
-        name = models.get("family") or family_of(str(models["large"]), known)
-        if name not in known:
-            raise ValueError(
-                f"models.small is not named, and no family is known for {models['large']}: name "
-                f"models.small or models.family ({', '.join(known)})"
-            )
-        family = known[name]
-        filled = {**models, "small": family.small, "family": name}
-        reference = settings.get("reference") or {"model": family.reference}
-        return {**settings, "models": filled, "reference": reference}
+        return filled_from_family(settings)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the recipe would not see in it."""
-        if self.models.family is None:
-            return ()
-        reference = self.reference.model or "tuned here from the small one"
-        return (
-            f"models of the family {self.models.family}: small {self.models.small}, "
-            f"reference {reference}",
-        )
+        own = self.models.family
+        notes = [models_in_words(f"the family {own}", self.models.small, self.reference.model)]
+        for name, family in self.models.cross.items():
+            arms = ", ".join(arm for arm, each in self.arms.items() if each.cross == name)
+            models = models_in_words(f"another family, {name}", family.small, family.reference)
+            notes.append(f"{arms}: weights by {models}; each text in that family's own tokens")
+        return tuple(notes if own is not None else notes[1:])
 
     @model_validator(mode="after")
     def _arms_exist(self) -> Self:
@@ -192,6 +148,27 @@ class RunConfig(_Config):
                 raise ValueError(f"{role}: {name!r} is no arm; there are {', '.join(self.arms)}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} has a seed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _families_weigh_arms(self) -> Self:
+        families = self.models.cross
+        for name, arm in self.arms.items():
+            if arm.cross is None or arm.weights is None:
+                continue
+            if arm.cross not in families:
+                known = ", ".join(families) or "none"
+                raise ValueError(
+                    f"arms.{name}.cross: {arm.cross!r} is not in models.cross: {known}"
+                )
+            if not {"small", "reference"} & set(arm.weights.scheme.models):
+                raise ValueError(
+                    f"arms.{name}.cross: the scheme {arm.weights.scheme.kind} takes no small model "
+                    "and reference of another family"
+                )
+        unused = families.keys() - {arm.cross for arm in self.arms.values()}
+        if unused:
+            raise ValueError(f"models.cross.{min(unused)}: no arm has cross: {min(unused)}")
         return self
 
     @model_validator(mode="after")
@@ -214,77 +191,11 @@ class RunConfig(_Config):
         needs = [name for name, arm in self.arms.items() if arm.rows == "train+trusted"]
         if self.reference.model is None and self.reference.train_on == "trusted":
             needs.append("reference")
+        for name, family in self.models.cross.items():
+            if family.reference is None and self.reference.model is not None:
+                raise ValueError(
+                    f"models.cross.{name}.reference: name one, as reference.model does"
+                )
         if needs and self.data.trusted is None:
             raise ValueError(f"{needs[0]} needs trusted rows: give data.trusted")
         return self
-
-
-def load_recipe(name: str, changes: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe by path or built-in name, with ``a.b=value`` changes applied in order.
-
-    Raises:
-        ConfigError: There is no such recipe, it is no YAML, or a key or value is wrong.
-    """
-    path = builtin_recipes().get(name, Path(name))
-    if not path.is_file():
-        raise ConfigError(
-            f"{name}: neither a recipe file nor a built-in one ({', '.join(builtin_recipes())})"
-        )
-    settings = _read_yaml(path)
-    for change in changes:
-        _change(settings, change)
-    return validate_recipe(settings, where=str(path))
-
-
-def validate_recipe(settings: Mapping[str, Any], *, where: str) -> RunConfig:
-    """Check a recipe's settings; the error names the key, and the nearest known one.
-
-    Raises:
-        ConfigError: A key or value is wrong.
-    """
-    return validated(RunConfig, settings, where=where)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys and says nothing; this refuses them."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key: Any = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        settings: Any = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid YAML ({reason})") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of settings")
-    return settings
-
-
-def _change(settings: dict[str, Any], change: str) -> None:
-    """Apply one ``a.b=value``; the value is read as YAML."""
-    place, equals, text = change.partition("=")
-    if not equals or not place:
-        raise ConfigError(f"--set {change}: write key.subkey=value")
-    try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {change}: the value is not valid YAML") from None
-    *parents, last = place.split(".")
-    target = settings
-    for parent in parents:
-        below = target.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"--set {change}: {parent!r} holds a value, not settings")
-        target = below
-    target[last] = value

@@ -1,0 +1,93 @@
+r"""Spellings of answers, and the numbers they are."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atlantis.verification.answers import bare_latex, canonical, numeric_value
+
+
+@pytest.mark.parametrize(
+    ("answer", "bare"),
+    [
+        ("$x^2$", "x^2"),
+        (r"\(x\)", "x"),
+        (r"\[x\]", "x"),
+        ("$3$,$4$", "3 , 4"),
+        (r"\$18", r"\$18"),
+        ("4.5e33", r"4.5 \times 10^{33}"),
+        ("2.7778E-06", r"2.7778 \times 10^{-6}"),
+        ("-1e+5", r"-1 \times 10^{5}"),
+        (r"(1e3, 2e3)", r"(1 \times 10^{3}, 2 \times 10^{3})"),
+        ("2e - 1", "2e - 1"),
+        ("2e", "2e"),
+        ("3e2x", "3e2x"),
+        ("x1e5", "x1e5"),
+        ("e^{2}", "e^{2}"),
+        ("a\n b", "a b"),
+        (r"\begin{pmatrix}1\\[2pt]2\end{pmatrix}", r"\begin{pmatrix}1\\[2pt]2\end{pmatrix}"),
+    ],
+)
+def test_delimiters_go_and_e_notation_is_rewritten(answer, bare):
+    assert bare_latex(answer) == bare
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("0.5", r"\frac{1}{2}", r"\dfrac12", "1/2", "$0.50$", "50e-2", r"x = \tfrac{1}{2}", ".5"),
+        ("1234", "1,234", r"1{,}234", r"1,\!234", "1234.0", r"\$1,234", "01234"),
+        ("C", r"\text{C}", r"\text{(C)}", "(C)", r"\mathrm{C}"),
+        ("73", r"\textbf{(073)}", "073"),
+        ("90", r"90^\circ", r"90^{\circ}", "90°"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})"),
+        (r"4.5\times 10^{33}", "4.5e33", r"4.5 \cdot 10^{33}"),
+        ("10", r"10\%", "10 %"),
+        ("1000", "10^3", "10^{3}", "1e3"),
+        (r"\text{Tuesday}", "Tuesday."),
+    ],
+)
+def test_spellings_of_one_answer_are_one(spellings):
+    assert len({canonical(spelling) for spelling in spellings}) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("0.333", "1/3"),
+        ("(1,2)", "(2,1)"),
+        ("(312,123,231)", "312123231"),
+        ("(100,200),(300,400)", "100200300400"),
+        ("x=1,y=2", "x=2,y=1"),
+        ("-1", "1"),
+        ("C", "c"),
+        ("2.88e-19", "1.325e-27"),
+        (r"\sqrt{2}", r"\sqrt{3}"),
+    ],
+)
+def test_different_answers_stay_different(one, other):
+    assert canonical(one) != canonical(other)
+
+
+@given(st.fractions())
+def test_a_fraction_is_read_back_exactly(value):
+    top, bottom = value.numerator, value.denominator
+    assert numeric_value(rf"\frac{{{top}}}{{{bottom}}}") == value
+    assert numeric_value(f"{top}/{bottom}") == value
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=5))
+def test_a_decimal_is_read_back_exactly(value):
+    assert numeric_value(f"{value:f}") == Fraction(value)
+
+
+@pytest.mark.parametrize("text", ["x", r"\sqrt{2}", "1/0", r"\frac{1}{0}", "1e9999", "9" * 100_000])
+def test_what_is_no_plain_number_is_none(text):
+    assert numeric_value(text) is None
+
+
+@given(st.text())
+def test_any_text_has_a_spelling(text):
+    assert isinstance(canonical(text), str)
