@@ -70,7 +70,8 @@ def naive(three, tokenizer, text, *, alpha):
             break
     new = ids[0, start:].tolist()
     reason = "stop" if new[-1] == 0 else "length"
-    return tokenizer.decode(new, skip_special_tokens=True), len(new), reason
+    whole = tokenizer.decode(ids[0], skip_special_tokens=True)
+    return whole.removeprefix(text), len(new), reason
 
 
 def test_a_file_of_prompts_is_completed_as_by_the_uncached_loop(

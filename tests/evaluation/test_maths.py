@@ -13,7 +13,6 @@ from atlantis.evaluation.maths import (
     AnsweredProblem,
     majority,
     maths_metrics,
-    paired_differences,
     pass_at_k,
     per_problem_metrics,
     problem_rows,
@@ -170,32 +169,6 @@ def test_the_same_arguments_give_the_same_numbers(rng_table):
     problems = from_correctness(rng_table)
     assert maths_metrics(problems, verifier="v") == maths_metrics(problems, verifier="v")
     assert maths_metrics(problems, verifier="v") != maths_metrics(problems, verifier="v", seed=1)
-
-
-def test_a_model_does_not_differ_from_itself(rng_table):
-    problems = from_correctness(rng_table)
-    for difference in paired_differences(problems, problems[::-1]).values():
-        assert difference == {"difference": 0, "low": 0, "high": 0, "n": 40}
-
-
-def test_pairing_cancels_what_is_hard_for_both():
-    # One model solves what the other does, and one sample of 16 more of every problem.
-    rng = np.random.default_rng(0)
-    table = rng.random((40, 16)) < np.where(np.arange(40) % 2, 0.95, 0.05)[:, None]
-    table[:, 0] = False
-    better = table.copy()
-    better[:, 0] = True
-    found = paired_differences(from_correctness(better), from_correctness(table))["avg@16"]
-    assert found["difference"] == pytest.approx(1 / 16)
-    assert (found["low"], found["high"]) == pytest.approx((1 / 16, 1 / 16))
-
-
-def test_models_of_different_problems_are_not_compared(rng_table):
-    problems = from_correctness(rng_table)
-    with pytest.raises(DataError, match="different problems"):
-        paired_differences(problems, problems[1:])
-    with pytest.raises(DataError, match="different problems"):
-        paired_differences(problems, [*problems, problems[0]])
 
 
 def test_uneven_samples_are_refused():

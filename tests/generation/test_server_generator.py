@@ -14,7 +14,7 @@ from atlantis.errors import ConfigError, DataError, ModelError, ResumableError
 from atlantis.generation.backends import ServerGeneration
 from atlantis.generation.cache import CompletionCache, complete_all
 from atlantis.generation.lazy import LazyGenerator
-from atlantis.generation.requests import Request, requests_for
+from atlantis.generation.requests import PromptRefusedError, Request, requests_for
 from atlantis.generation.sampling import SamplingConfig
 
 PROMPTS = [Prompt(f"p{i}", f"number {i}") for i in range(12)]
@@ -236,7 +236,6 @@ def whole(**changes):
         (choice(finish_reason="content_filter"), "finish_reason is 'content_filter'"),
         ((200, b"<html>", {}), "not JSON"),
         ((200, [], {}), "not that of a completions endpoint"),
-        ((400, {"error": "the prompt is too long: 9000 tokens"}, {}), "too long: 9000 tokens"),
         ((401, {"error": "wrong key sk-secret"}, {}), r"wrong key \*\*\*.*check the address"),
         ((404, {"error": "tiny does not exist"}, {}), "tiny does not exist.*check the address"),
     ],
@@ -247,8 +246,58 @@ def test_an_answer_to_something_else_is_refused(server, fault, reason):
         with pytest.raises(ModelError, match=reason) as refused:
             completed(generator, [Request(PROMPTS[0]), Request(PROMPTS[1])], GREEDY)
     assert "secret" not in str(refused.value)
-    if not isinstance(fault, tuple) or fault[0] in (200, 400):
+    if not isinstance(fault, tuple) or fault[0] == 200:
         assert "'p1'" in str(refused.value)
+
+
+TOO_LONG = (400, {"error": "9000 tokens are too many"}, {})
+
+
+def test_one_refused_prompt_does_not_stop_the_others(server, tmp_path):
+    requests = [Request(prompt) for prompt in PROMPTS[:4]]
+    with generator_of(server) as generator:
+        server.faults = [None, None, TOO_LONG]
+        said = completed(generator, requests, GREEDY)
+        assert [len(said[place]) for place in (0, 2, 3)] == [1, 1, 1]
+        assert isinstance(said[1], PromptRefusedError)
+        assert "'p1': the server refuses it: HTTP 400: " in str(said[1])
+        assert server.url not in str(said[1])  # rows that hold this do not depend on the address
+    with generator_of(server) as generator:
+        server.faults, refused, steps = [None, None, TOO_LONG], {}, []
+        cache = CompletionCache(tmp_path)
+        found = complete_all(
+            generator, requests, GREEDY, cache, advance=steps.append, refused=refused
+        )
+        assert [len(completions) for completions in found] == [1, 0, 1, 1]
+        assert refused.keys() == {1}
+        assert sum(steps) == 4
+        again = complete_all(generator, requests, GREEDY, cache, refused={})  # it is asked again
+        assert [len(completions) for completions in again] == [1] * 4
+
+
+def test_a_refused_prompt_is_an_error_with_its_id_for_who_needs_all(server, tmp_path):
+    requests = [Request(prompt) for prompt in PROMPTS[:4]]
+    with generator_of(server) as generator:
+        server.faults = [None, None, TOO_LONG]
+        with pytest.raises(DataError, match=r"'p1': the server refuses it: .*9000 tokens"):
+            complete_all(generator, requests, GREEDY, CompletionCache(tmp_path))
+
+
+def test_a_first_prompt_that_is_refused_is_told_from_a_server_that_refuses_all(server, tmp_path):
+    requests = [Request(prompt) for prompt in PROMPTS[:3]]
+    with generator_of(server) as generator:
+        server.faults, refused = [None, TOO_LONG], {}
+        complete_all(generator, requests, GREEDY, CompletionCache(tmp_path / "a"), refused=refused)
+        assert refused.keys() == {0}
+        assert sum(body["prompt"] == "Hello" for _, body in server.requests) == SETUP + 1
+    with generator_of(server) as generator:
+        server.faults = [None, *[TOO_LONG] * 9]
+        with pytest.raises(ModelError, match="'p0' and even a prompt of one word: HTTP 400"):
+            complete_all(generator, requests, GREEDY, CompletionCache(tmp_path / "b"), refused={})
+    with generator_of(server) as generator:
+        server.faults = [None, None, (401, {"error": "no such key"}, {})]
+        with pytest.raises(ModelError, match="no such key"):
+            complete_all(generator, requests, GREEDY, CompletionCache(tmp_path / "c"), refused={})
 
 
 def test_an_answer_that_was_broken_off_is_asked_for_again(server):

@@ -19,7 +19,7 @@ CONFIG = WordProblemsConfig(
     test=20,
     solver=SolverConfig(
         size=ModelSize(hidden=32, feed_forward=64, learning_rate=8e-3),
-        reading=Reading(plain=300, guided=100, sums=100, expert_sums=100),
+        reading=Reading(plain=300, guided=100, formal=100, sums=100, expert_sums=100),
         pretraining=Pretraining(epochs=4, label_smoothing=0.005),
     ),
 )
@@ -85,7 +85,7 @@ def test_the_model_has_read_no_problem_of_either_file(tmp_path, monkeypatch):
     lines = (tmp_path / "made/model/contexts.txt").read_text().splitlines()
     contexts = [json.loads(line) for line in lines]
     plain = {context[context.index("Problem:") :] for context in contexts if context}
-    assert len(plain) == 400
+    assert len(plain) == 500
     asked = {row["prompt"] for row in rows(tmp_path / "made/train.jsonl")}
     asked |= {PROMPT.format(problem=row["problem"]) for row in rows(tmp_path / "made/test.jsonl")}
     assert not plain & asked

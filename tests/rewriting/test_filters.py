@@ -16,7 +16,10 @@ from atlantis.rewriting.filters import LeakFilter, copied_share
         "Following the provided solution, x = 2.",
         "We use the SOLUTION ABOVE.",
         "the reference solution has it",
-        "In the notes, the sum is 7.",
+        "As shown in the notes, the sum is 7.",
+        "Here the teacher's method helps.",
+        "As the expert shows, 7 is odd.",
+        "as explained in the reference solution, 7",
     ],
 )
 def test_words_about_the_solution_are_found(text):
@@ -30,6 +33,7 @@ def test_words_about_the_solution_are_found(text):
         "The solution of the equation is x = 2.",
         "She notes that 7 is odd. So the answer is 7.",
         "We are given that x = 3, so the solution set is {3}.",
+        "There are 3 litres of acid in the solution, so 7 litres from the solution are left.",
     ],
 )
 def test_a_plain_answer_is_no_leak(text):
@@ -55,21 +59,31 @@ def naive_share(said, shown, size):
     return sum(found) / len(found)
 
 
-words = st.lists(st.sampled_from(["a", "b", "c", "+", "="]), min_size=1, max_size=12)
+words = st.lists(st.sampled_from(["a", "b", "c", "add", "both"]), min_size=1, max_size=12)
 
 
 @given(words, words, st.integers(1, 5))
 def test_the_copied_share_is_that_of_a_naive_count(said, shown, size):
-    expected = naive_share(said, shown, size)
-    assert copied_share(" ".join(said).upper(), " ".join(shown), size=size) == expected
+    assert copied_share(" ".join(said), " ".join(shown), size=size) == naive_share(
+        said, shown, size
+    )
 
 
 def test_nothing_said_is_nothing_copied():
-    assert copied_share("", "3 + 4 = 7", size=8) == 0.0
-    assert copied_share("3 + 4 = 7", "", size=8) == 0.0
-    assert copied_share("3+4 = 7", "so 3 + 4 = 7 holds", size=5) == 1.0
+    assert copied_share("", "we add both", size=2) == 0.0
+    assert copied_share("we add both", "", size=2) == 0.0
+    assert copied_share("We add BOTH.", "then we add both of them", size=3) == 1.0
 
 
 def test_a_short_answer_is_a_copy_of_the_same_short_answer_only():
-    assert copied_share("Other.", "other.", size=8) == 1.0
+    assert copied_share("Other.", "Other.", size=8) == 1.0
     assert copied_share("15", "7 + 8 = 15", size=8) == 0.0
+
+
+@pytest.mark.parametrize(
+    "formula", [r"$\frac{a}{b} = \sqrt{x}$", r"\[a + b\]", "3 + 4 = 7", "$$x$$"]
+)
+def test_formulas_are_nobodys_words(formula):
+    said = f"Put them together now {formula} and that is all {formula} there is to it"
+    shown = f"First one adds {formula} to the other number {formula} which ends the task"
+    assert copied_share(said, shown, size=2) == 0.0

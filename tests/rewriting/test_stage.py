@@ -8,6 +8,8 @@ from atlantis.data.demonstrations import read_demonstrations
 from atlantis.data.sources import open_source
 from atlantis.errors import ConfigError, DataError, StoreError
 from atlantis.generation.backends import TransformersGeneration
+from atlantis.generation.requests import PromptRefusedError
+from atlantis.generation.transformers_generator import TransformersGenerator
 from atlantis.models.settings import LoadingConfig
 from atlantis.rewriting import stage
 from atlantis.rewriting.config import RewritingConfig
@@ -145,6 +147,31 @@ def test_a_prompt_that_is_too_long_is_not_asked_and_the_rest_goes_on(job, demons
     assert (rows[3]["self_tried"], rows[3]["guided_tried"]) == (2, 0)
     assert (rows[5]["self_tried"], rows[5]["source"]) == (0, "expert")
     assert report["policy_gap"]["num_unread"] == 2
+
+
+def test_a_prompt_that_the_server_refuses_is_counted_and_the_rest_goes_on(
+    job, tmp_path, monkeypatch
+):
+    accepted_when_cut_off(monkeypatch)
+    job().run(tmp_path / "all.jsonl")
+    complete = TransformersGenerator.complete
+
+    def refusing(self, requests, config):
+        for unit in complete(self, requests, config):
+            yield [
+                (place, PromptRefusedError("example 'r3': refused"))
+                if requests[place].prompt.example_id == "r3"
+                else (place, said)
+                for place, said in unit
+            ]
+
+    monkeypatch.setattr(TransformersGenerator, "complete", refusing)
+    report = job().run(tmp_path / "out.jsonl")
+    assert report["unasked"] == ["example 'r3': refused"]
+    rows, undisturbed = lines(tmp_path / "out.jsonl"), lines(tmp_path / "all.jsonl")
+    assert rows[:3] + rows[4:] == undisturbed[:3] + undisturbed[4:]
+    assert (rows[3]["self_tried"], rows[3]["unasked"]) == (0, {"self": "example 'r3': refused"})
+    assert rows[3]["guided_tried"] == 2  # that prompt is another one
 
 
 def test_dropped_rows_are_counted_and_not_written(job, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlantis.verification.answers import bare_latex, canonical, numeric_value
+from atlantis.verification.answers import bare_latex, canonical, numeric_value, same_answer
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,19 @@ def test_delimiters_go_and_e_notation_is_rewritten(answer, bare):
         ("10", r"10\%", "10 %"),
         ("1000", "10^3", "10^{3}", "1e3"),
         (r"\text{Tuesday}", "Tuesday."),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        (r"x \le 5", r"x\leq 5"),
+        (r"x \ge 5", r"x\geq5"),
+        (r"\sqrt{2}", r"\sqrt2", r"\sqrt 2"),
+        ("4210_{5}", "4210_5"),
+        ("x^{2}", "x^2"),
+        (r"\frac{1}{x}", r"\frac1x", r"\frac1{x}", r"\frac{1}x"),
+        ("1.5", r"1\frac12", r"1\frac{1}{2}", r"1 \frac{1}{2}", "1 1/2", r"\frac{3}{2}"),
+        ("-1.5", r"-1\frac12", "-1 1/2", "−1.5"),
+        ("5", r"5\text{ cm}", r"5\,\mathrm{cm}^2", r"5 \text{ dollars}.", r"5\ \mbox{m/s}"),
+        (r"\sqrt{2}", r"\sqrt{2} \text{ inches}"),
+        (r"16\pi", r"16\pi\text{ cm}^{2}"),
+        (r"\emptyset", r"\varnothing"),
     ],
 )
 def test_spellings_of_one_answer_are_one(spellings):
@@ -65,10 +78,44 @@ def test_spellings_of_one_answer_are_one(spellings):
         ("C", "c"),
         ("2.88e-19", "1.325e-27"),
         (r"\sqrt{2}", r"\sqrt{3}"),
+        ("1 1/2", "11/2"),
+        ("3", r"3 \text{ or more}"),
+        ("3", r"3\text{ million}"),
+        (r"3\text{ a.m.}", r"3\text{ p.m.}"),
+        (r"x^2\text{ is odd}", "x^2"),
+        (r"\text{June 20}", r"\text{June 20}\text{ at night}"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\2\end{pmatrix}"),
+        ("4210_{5}", "42105"),
     ],
 )
 def test_different_answers_stay_different(one, other):
     assert canonical(one) != canonical(other)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        ("x=5", "y=5", False),
+        ("y=2x+3", "x=2x+3", False),
+        ("x_1=5", "x_2=5", False),
+        ("x=5", "5", True),
+        ("5", "x=5", True),
+        ("x=5", "x = 5.0", True),
+        ("x_1=5", "x_{1}=5", True),
+        ("B", r"\textbf{(B)}\ 12", True),
+        ("B", r"\text{(B) } \frac{1}{2}", True),
+        ("(B)", r"(B) 12", True),
+        (r"\text{(B)}", r"\mathrm{(B)}~\text{Tuesday}", True),
+        ("C", r"\textbf{(B)}\ 12", False),
+        ("B", r"(B) + (C)", False),
+        ("B", r"(B), (C)", False),
+        ("B", r"\text{(B)} \text{ and (C)}", False),
+        ("B", r"(B)^2", False),
+        (r"\textbf{(B)}\ 12", "C", False),
+    ],
+)
+def test_variables_and_letters_of_choices_are_compared_with_the_gold(gold, answer, same):
+    assert same_answer(gold, answer) is same
 
 
 @given(st.fractions())
@@ -91,3 +138,4 @@ def test_what_is_no_plain_number_is_none(text):
 @given(st.text())
 def test_any_text_has_a_spelling(text):
     assert isinstance(canonical(text), str)
+    assert same_answer(text, text)

@@ -53,3 +53,27 @@ def test_extraction_belongs_to_the_name_of_a_verifier():
         with open_verifier(config) as verifier:
             names.add(verifier.name)
     assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (
+            MathsConfig(num_workers=3, deadline_seconds=5),
+            {
+                "kind": "maths",
+                "grader": "math_verify",
+                "extraction": "stated",
+                "deadline_seconds": 5.0,
+                "memory_gib": 2.0,
+            },
+        ),
+        (LabelConfig(place="end"), {"kind": "label", "place": "end"}),
+        (
+            FunctionConfig(function="a:b", num_workers=3, memory_gib=None),
+            {"kind": "function", "function": "a:b", "deadline_seconds": 10.0, "memory_gib": None},
+        ),
+    ],
+)
+def test_the_number_of_workers_is_no_setting(config, settings):
+    assert config.settings == settings

@@ -34,8 +34,10 @@ def test_the_last_balanced_box_counts(text, content):
     assert last_boxed(text) == content
 
 
-def test_an_empty_last_box_is_no_answer():
-    assert extract_answer(r"\boxed{3} or \boxed{ }") is None
+def test_an_empty_box_does_not_count_where_another_is_filled():
+    assert extract_answer(r"\boxed{7}\boxed{}") == "7"
+    assert extract_answer(r"\boxed{3} or \boxed{ }") == "3"
+    assert extract_answer(r"The answer is 3. \boxed{ }") is None
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,94 @@ def test_a_stated_answer_counts_where_there_is_no_box(text, answer):
 
 
 @pytest.mark.parametrize(
+    ("statement", "answer"),
+    [
+        # A number with more behind it is not the answer: all of the sentence is.
+        ("2x+3.", "2x+3"),
+        (r"3\sqrt{2}.", r"3\sqrt{2}"),
+        ("10^5.", "10^5"),
+        ("1 1/2 cups.", "1 1/2 cups"),
+        (r"2\pi", r"2\pi"),
+        ("2 pi.", "2 pi"),
+        ("7(x+1).", "7(x+1)"),
+        ("7 (x+1).", "7 (x+1)"),
+        ("12 and 15.", "12 and 15"),
+        ("12, 15", "12, 15"),
+        ("18, 19 or 20.", "18, 19 or 20"),
+        ("3, x", "3, x"),
+        ("3; 4", "3; 4"),
+        ("(3, 5)", "(3, 5)"),
+        ("5:30.", "5:30"),
+        ("20-25", "20-25"),
+        ("3 to 1", "3 to 1"),
+        ("3 out of 5", "3 out of 5"),
+        ("5 million.", "5 million"),
+        ("5 feet 6 inches", "5 feet 6 inches"),
+        ("2 dollars and 50 cents", "2 dollars and 50 cents"),
+        ("5 and a half hours", "5 and a half hours"),
+        ("2 to the 5th", "2 to the 5th"),
+        ("2**10", "2**10"),
+        ("$3$ or $4$.", "$3$ or $4$"),
+        ("$3$, $4$", "$3$, $4$"),
+        ("$18 and $20.", "$18 and $20"),
+        ("2x+3, because it is linear", "2x+3"),
+        # A sum is worth what stands behind its last equals sign.
+        ("5 + 3 = 8.", "8"),
+        ("5 + 3 = 8 apples", "8"),
+        ("5! = 120.", "120"),
+        (r"$5 \cdot 3 = 15$.", "15"),
+        ("x = 15", "x = 15"),
+        ("1 <= x", "1 <= x"),
+        # What may stand behind a number.
+        ("18, because he ate.", "18"),
+        ("18, and that is 3 more", "18"),
+        ("1,800, as shown", "1,800"),
+        ("18 dollars per day!", "18"),
+        ("18 apples, because 3*6 = 18", "18"),
+        ("18 times", "18"),
+        ("5 cm^2", "5"),
+        ("18 m.", "18"),
+        ("18cm", "18"),
+        ("18 %", "18 %"),
+        ("18 (since 3*6 is that)", "18"),
+        ("**18.** Well", "18"),
+        ("**18** apples", "18"),
+        ("3,5", "3,5"),
+        ("4!", "4"),
+        ("$18$ square units", "18"),
+        ("therefore 18", "18"),
+        (", thus, **18**.", "18"),
+        ("approximately 18.", "18"),
+        ("-18.", "-18"),
+        # On the next line.
+        ("\n18", "18"),
+        (":\n\n$18$", "18"),
+        (":\n\\[18\\]", "18"),
+        (":\n$$\n18\n$$\nas was shown", "18"),
+        (":\nx + 1\nwhich is it", "x + 1"),
+    ],
+)
+def test_a_number_stands_for_a_statement_only_if_nothing_else_belongs_to_it(statement, answer):
+    assert extract_answer("The answer is " + statement) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "**Answer:**\n18",
+        "**Answer**: 18",
+        "### Final Answer:\n\n$18$",
+        "The answer is 18. Check the answer: 3*6 = 17, no, right.",
+        "#### Answer\nThe answer is 18.",
+        "The answer is 18, she said.\n#### 18 dollars",
+        "This gives the answer: 18.",
+    ],
+)
+def test_where_an_answer_is_stated(text):
+    assert extract_answer(text) == "18"
+
+
+@pytest.mark.parametrize(
     ("text", "answer"),
     [
         (r"hence $x=3$, so $y=\frac{1}{2}$ holds", r"y=\frac{1}{2}"),
@@ -101,9 +191,26 @@ def test_only_a_box_counts_in_a_completion_that_was_cut_off(extraction):
 
 @pytest.mark.parametrize(
     "piece",
-    [r"\boxed{", "{", "}", "<think>", "</think>", "$", r"\[", r"\(", "answer is ", "####\n"],
+    [
+        r"\boxed{",
+        "{",
+        "}",
+        "<think>",
+        "</think>",
+        "$",
+        r"\[",
+        r"\(",
+        "answer is ",
+        "####\n",
+        "*",
+        " ",
+        "a",
+        "a ",
+        "1",
+    ],
 )
 def test_no_text_takes_long_to_read(piece):
     began = time.perf_counter()
-    extract_answer(piece * 20_000, extraction="last_expression")
+    for text in (piece * 20_000, "The answer is 1 " + piece * 20_000 + "="):
+        extract_answer(text, extraction="last_expression")
     assert time.perf_counter() - began < 5.0

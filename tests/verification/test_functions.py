@@ -67,12 +67,34 @@ def opened(**changes):
 
 def test_true_false_and_none(module, claim):
     with opened() as verifier:
-        assert verifier.name == "function my_verifier:judge"
+        assert re.fullmatch("function my_verifier:judge [0-9a-f]{12}", verifier.name)
         verifier.check_golds({"a": "anything"})
         verdicts = verifier.verify(
             [claim("yes", "yes"), claim("yes", "no"), claim("yes", "nothing")]
         )
     assert [v.status for v in verdicts] == ["correct", "wrong", "no_answer"]
+
+
+def test_the_name_changes_with_the_source_of_the_module(module, monkeypatch):
+    def name(function):
+        return open_verifier(FunctionConfig(function=function)).name
+
+    package = module / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    inner = package / "inner.py"
+    inner.write_text("def judge(**_): return True\n")
+    whole, before = name("my_package:judge"), name("my_package.inner:judge")
+    assert name("my_package.inner:judge") == before
+    inner.write_text("def judge(**_): return None\n")
+    assert name("my_package.inner:judge") != before
+    assert name("my_package:judge") == whole
+    assert "my_package" not in sys.modules
+
+
+@pytest.mark.parametrize("module_name", ["no_such", "no.such", "math", "os.path", "__main__"])
+def test_a_module_without_a_file_has_a_name_too(module_name):
+    assert open_verifier(FunctionConfig(function=f"{module_name}:f")).name
 
 
 def test_a_method_works_too(module, claim):

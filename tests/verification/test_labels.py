@@ -54,6 +54,40 @@ def test_a_label_may_stand_at_the_end(completion, status):
     assert verdict.status == status
 
 
+@pytest.mark.parametrize(
+    ("completion", "status"),
+    [
+        ('It is "Other".', "correct"),
+        ("It is (Other).", "correct"),
+        ("It is “Other”.", "correct"),
+        ("It is **Other**", "correct"),
+        ("**Other.**", "correct"),
+        ("Other!", "correct"),
+        ("No, Other", "correct"),
+        ("Cause? No: Other", "correct"),
+        ("It knots Other", "correct"),
+        ("It is not Other", "wrong"),
+        ("It is not **Other**.", "wrong"),
+        ("It isn't 'Other'", "wrong"),
+        ("It isn’t Other", "wrong"),
+        ("never Other", "wrong"),
+        ("There is no Other.", "wrong"),
+        ("Other?", "wrong"),
+        ("Others", "wrong"),
+        ("An-Other", "wrong"),
+    ],
+)
+def test_closing_signs_do_not_count_and_negations_do(completion, status):
+    (verdict,) = LabelVerifier("end").verify([Claim("a", "?", "Other", completion)])
+    assert verdict.status == status
+
+
+def test_a_label_may_begin_with_a_negation():
+    gold = Claim("a", "?", "not entailment", "So it is not entailment.")
+    (verdict,) = LabelVerifier("end").verify([gold])
+    assert verdict.status == "correct"
+
+
 def test_what_is_cut_off_does_not_end_with_a_label():
     (verdict,) = LabelVerifier("end").verify([Claim("a", "?", "Other", "It is Other", "length")])
     assert verdict.status == "truncated"

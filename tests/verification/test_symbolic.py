@@ -63,10 +63,44 @@ def test_the_name_has_the_versions(symbolic):
         ("x=5", "5", "correct"),
         ("025", "25", "correct"),
         (r"\frac{1}{2}", "0.5", "correct"),
+        # Not the same variable.
+        ("x=5", "y=5", "wrong"),
+        ("y=2x+3", "x=2x+3", "wrong"),
+        ("x=y", "y=x", "correct"),
+        # The library alone reads 1 1/2 as 1.
+        ("1.5", "1 1/2", "correct"),
+        ("1", "1 1/2", "wrong"),
+        ("11/2", "1 1/2", "wrong"),
+        ("B", r"\textbf{(B)}\ 12", "correct"),
+        (r"\emptyset", r"\varnothing", "correct"),
     ],
 )
 def test_pairs(symbolic, boxed, gold, answer, status):
     assert symbolic.verify([boxed(gold, answer)])[0].status == status
+
+
+@pytest.mark.parametrize("grader", ["math_verify", "relative_tolerance"])
+def test_a_part_of_a_stated_answer_is_not_the_answer(claim, grader):
+    stated = {
+        "2x+3": ["2", "3"],
+        r"3\sqrt{2}": ["3", "2"],
+        "10^5": ["10", "5"],
+        "1 1/2 cups": ["1", "11/2", "1/2"],
+        r"2\pi": ["2"],
+        "7(x+1)": ["7"],
+        "12 and 15": ["12", "15"],
+        "5 + 3 = 8": ["5", "3"],
+        "18, 19 or 20": ["18", "20"],
+        "3 out of 5": ["3", "5"],
+    }
+    claims = [
+        claim(gold, f"The answer is {said}.") for said, golds in stated.items() for gold in golds
+    ]
+    right = {"2x+3": "2x+3", "100000": "10^5", "1.5": "1 1/2 cups", "8": "5 + 3 = 8"}
+    whole = [claim(gold, f"The answer is {said}.") for gold, said in right.items()]
+    with open_verifier(MathsConfig(grader=grader)) as verifier:
+        assert {verdict.status for verdict in verifier.verify(claims)} == {"wrong"}
+        assert {verdict.status for verdict in verifier.verify(whole)} == {"correct"}
 
 
 def test_several_boxes_are_not_merged(symbolic, claim):

@@ -29,6 +29,12 @@ from atlantis.verification.graders import within_relative_tolerance
         (r"\sqrt{2}", "1.41421", False),  # no algebra here
         ("Tuesday", r"\text{Tuesday}", True),
         ("1/0", "1/0", True),
+        ("x=5", "y=5", False),
+        ("x=5", "5", True),
+        ("x=(1,2)", "y=(1,2)", False),
+        ("y=2x+3", "x=2x+3", False),
+        ("B", r"\textbf{(B)}\ 12", True),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
     ],
 )
 def test_the_definition(gold, answer, equal):
@@ -37,7 +43,7 @@ def test_the_definition(gold, answer, equal):
 
 def test_it_needs_no_processes_and_names_itself(boxed):
     with open_verifier(MathsConfig(grader="relative_tolerance")) as verifier:
-        assert verifier.name == "relative_tolerance 1e-4 v1, stated answers"
+        assert verifier.name == "relative_tolerance 1e-4, stated answers, v2"
         assert verifier.verify([boxed("4.5", "4.5001"), boxed("4.5", "5")]) == [
             ("correct", "4.5001", None),
             ("wrong", "5", None),

@@ -23,7 +23,7 @@ from atlantis.cli.options import (
     Quantization,
     TrustRemoteCode,
 )
-from atlantis.cli.output import put, put_json, put_table, quiet_libraries, say, two_columns
+from atlantis.cli.output import put, put_json, put_table, quiet_libraries, say
 from atlantis.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,30 +107,22 @@ def evaluate_maths(
     settings |= {} if prompt is None else {"prompt": prompt}
     settings |= {} if grader is None else {"graders": grader}
     config = validated(MathsEvaluationConfig, settings, where=_WHERE)
-    loading = {
-        "dtype": dtype,
-        "device": device,
-        "device_map": device_map,
-        "quantization": quantization,
-        "adapter": adapter,
-        "trust_remote_code": trust_remote_code,
-    }
-    options = {
-        "base_url": base_url,
-        "concurrency": concurrency,
-        "patience": patience,
-        "batch_size": batch_size,
-        "chat_template": chat_template,
-    }
     job = read_job(
         backend,
         model=model,
-        proxy=(),
-        alphas=(),
-        loading=loading,
-        options=options,
-        api_key=api_key,
         where=_WHERE,
+        base_url=base_url,
+        concurrency=concurrency,
+        patience=patience,
+        api_key=api_key,
+        batch_size=batch_size,
+        chat_template=chat_template,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        quantization=quantization,
+        adapter=adapter,
+        trust_remote_code=trust_remote_code,
     )
     quiet_libraries()
     evaluation = MathsEvaluation(_benchmarks(benchmark, limit), job.backend, config)
@@ -168,17 +160,47 @@ def _benchmarks(given: Sequence[str], limit: int | None) -> "dict[str, Sequence[
 
 
 def _show(metrics: Mapping[str, Any]) -> None:
+    """A table of each grader: benchmarks with their number of problems, and their mean."""
+    from rich.table import Table
+
+    benchmarks: Mapping[str, Mapping[str, Any]] = metrics["benchmarks"]
+    for grader, mean in metrics["average"].items():
+        results = {name: by_grader[grader] for name, by_grader in benchmarks.items()}
+        first = next(iter(results.values()))
+        columns = _columns(first["metrics"])
+        table = Table(title=first["verifier"], title_justify="left")
+        table.add_column("problems", style="bold", no_wrap=True)
+        for title in ("n", *columns):
+            table.add_column(title, justify="right")
+        for name, result in results.items():
+            cells = [_cell(result["metrics"], parts) for parts in columns.values()]
+            table.add_row(name, f"{result['num_problems']:,}", *cells)
+        if len(results) > 1:
+            means = {name: {"mean": value} for name, value in mean.items()}
+            cells = [_cell(means, parts) for parts in columns.values()]
+            table.add_row("mean", "", *cells, style="italic")
+        put_table(table)
+
+
+def _columns(metrics: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """What the table shows, by its title: of several pass@k the one with the largest k."""
+    shown: list[str] = []
+    for start in ("avg@", "pass@", "maj@"):
+        found = [name for name in metrics if name.startswith(start)]
+        shown += sorted(found, key=lambda name: int(name.partition("@")[2]))[-1:]
+    return {name: (name,) for name in shown} | {
+        "cut off": ("truncation_rate",),
+        "no answer": ("no_answer_rate",),
+        "not graded": ("timeout_rate", "error_rate"),
+    }
+
+
+def _cell(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
     from atlantis.report.words import estimate
 
-    for name, by_grader in metrics["benchmarks"].items():
-        for result in by_grader.values():
-            lines = [
-                (metric, estimate(value["mean"], value["low"], value["high"]))
-                for metric, value in result["metrics"].items()
-            ]
-            title = f"{name}, {result['num_problems']:,} problems, {result['verifier']}"
-            put_table(two_columns(title, lines))
-    if len(metrics["benchmarks"]) > 1:
-        for grader, values in metrics["average"].items():
-            lines = [(metric, f"{value:.4f}") for metric, value in values.items()]
-            put_table(two_columns(f"mean of the benchmarks, {grader}", lines))
+    if len(names) > 1 or names[0].endswith("_rate"):
+        return f"{sum(metrics[name]['mean'] for name in names):.1%}"
+    value = metrics[names[0]]
+    if "low" not in value:
+        return f"{value['mean']:.3f}"
+    return estimate(value["mean"], value["low"], value["high"])

@@ -1,12 +1,28 @@
 """``atlantis generate``: completions of one model, or of a large one that small ones move."""
 
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlantis.cli.options import ChatTemplate, Device, Dtype, Json
+from atlantis.cli.options import (
+    Adapter,
+    ApiKey,
+    BaseUrl,
+    BatchSize,
+    ChatTemplate,
+    Concurrency,
+    Device,
+    DeviceMap,
+    Dtype,
+    GeneratedBy,
+    Json,
+    Patience,
+    Quantization,
+    TrustRemoteCode,
+)
 from atlantis.cli.output import put, put_json, quiet_libraries, say
 from atlantis.errors import ConfigError
 
@@ -18,7 +34,6 @@ if TYPE_CHECKING:
     from atlantis.generation.sampling import SamplingConfig
 
 _WHERE = "atlantis generate"
-_API_KEY = "OPENAI_API_KEY"
 
 
 def generate(
@@ -28,22 +43,11 @@ def generate(
             "--model", help="Folder or Hub name of a language model, or its name on the server."
         ),
     ] = None,
-    backend: Annotated[
-        str, typer.Option(help="What completes: transformers, server or vllm.")
-    ] = "transformers",
-    base_url: Annotated[
-        str | None, typer.Option(help="Address of an OpenAI-compatible server: http://HOST:8000/v1")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests under way at a server, by default 8.")
-    ] = None,
-    patience: Annotated[
-        float | None,
-        typer.Option(min=0, help="Seconds to wait for a server that is away, by default 300."),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar=_API_KEY, help="Key for the server.", show_default=False)
-    ] = None,
+    backend: GeneratedBy = "transformers",
+    base_url: BaseUrl = None,
+    concurrency: Concurrency = None,
+    patience: Patience = None,
+    api_key: ApiKey = None,
     proxy: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,23 +82,13 @@ def generate(
     num_beams: Annotated[int, typer.Option(help="Beams of a search; 1 is none.")] = 1,
     num_return_sequences: Annotated[int, typer.Option(help="Completions of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Completions at a time, by default 8.")
-    ] = None,
+    batch_size: BatchSize = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(help="Spread the models over GPUs: auto, balanced, ...")
-    ] = None,
-    quantization: Annotated[
-        str | None, typer.Option(help="Weights in 4bit or 8bit (bitsandbytes).")
-    ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="PEFT adapter on top of --model, a folder or Hub name.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
-    ] = False,
+    device_map: DeviceMap = None,
+    quantization: Quantization = None,
+    adapter: Adapter = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Complete prompts with a model, or with a large model moved by two small ones.
@@ -113,31 +107,25 @@ def generate(
         "num_return_sequences": num_return_sequences,
         "seed": seed,
     }
-    loading = {
-        "dtype": dtype,
-        "device": device,
-        "device_map": device_map,
-        "quantization": quantization,
-        "adapter": adapter,
-        "trust_remote_code": trust_remote_code,
-    }
-    options = {
-        "base_url": base_url,
-        "concurrency": concurrency,
-        "patience": patience,
-        "batch_size": batch_size,
-        "chat_template": chat_template,
-    }
     _check_source(prompt, data, out)
     job = read_job(
         backend,
         model=model,
         proxy=proxy or (),
         alphas=alpha or (),
-        loading=loading,
-        options=options,
-        api_key=api_key,
         where=_WHERE,
+        base_url=base_url,
+        concurrency=concurrency,
+        patience=patience,
+        api_key=api_key,
+        batch_size=batch_size,
+        chat_template=chat_template,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        quantization=quantization,
+        adapter=adapter,
+        trust_remote_code=trust_remote_code,
     )
     sampling = validated(SamplingConfig, chosen, where=_WHERE)
     quiet_libraries()
@@ -167,7 +155,7 @@ def _to_terminal(
     from atlantis.data.prompts import Prompt, user_says
     from atlantis.generation.completed_file import named
     from atlantis.generation.lazy import move
-    from atlantis.generation.requests import requests_for
+    from atlantis.generation.requests import completions_of, requests_for
 
     given = user_says(text, example_id="prompt") if as_chat else Prompt("prompt", text)
     requests = requests_for([given], sampling)
@@ -182,8 +170,8 @@ def _to_terminal(
             if len(job.alphas) > 1:
                 say(f"alpha {alpha:g}:", style="bold")
             finished = [pair for unit in generator.complete(requests, sampling) for pair in unit]
-            for _, completions in sorted(finished):
-                for said in completions:
+            for _, outcome in sorted(finished, key=itemgetter(0)):
+                for said in completions_of(outcome):
                     shown.append(named(alpha, said))
                     if not (as_json or is_streamed):
                         put(said.text)

@@ -1,4 +1,4 @@
-"""Options of ``atlantis generate`` to what completes prompts."""
+"""Options of the commands that generate to what completes prompts."""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -52,29 +52,44 @@ def read_job(
     backend: str,
     *,
     model: str | None,
-    proxy: Sequence[str],
-    alphas: Sequence[float],
-    loading: Mapping[str, Any],
-    options: Mapping[str, Any],
-    api_key: str | None,
     where: str,
+    api_key: str | None,
+    chat_template: str | None,
+    proxy: Sequence[str] = (),
+    alphas: Sequence[float] = (),
+    base_url: str | None,
+    concurrency: int | None,
+    patience: float | None,
+    batch_size: int | None,
+    **loading: Any,
 ) -> Job:
-    """What the options ask for.
+    """What the options ask for; those that belong to some of the back ends are None if not given.
 
     Args:
         backend: ``transformers``, ``server`` or ``vllm``.
         model: Folder or Hub name, or the name on the server.
+        where: Begins the messages.
+        api_key: Of the server; it may stand in the environment without being meant for us.
+        chat_template: What turns chats into text; not for a server.
         proxy: The roles of proxy-tuning, each ``ROLE=MODEL``.
         alphas: How far to move.
+        base_url: Address of the server.
+        concurrency: Requests under way at the server.
+        patience: Seconds to wait for the server.
+        batch_size: Completions at a time; for transformers.
         loading: Fields of `LoadingConfig`.
-        options: Those that belong to some of the back ends; None where they are not given.
-        api_key: Of the server; it may stand in the environment without being meant for us.
-        where: Begins the messages.
 
     Raises:
         ConfigError: Options contradict each other or would have no effect.
     """
     config = validated(LoadingConfig, loading, where=where)
+    options: dict[str, Any] = {
+        "base_url": base_url,
+        "batch_size": batch_size,
+        "chat_template": chat_template,
+        "concurrency": concurrency,
+        "patience": patience,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     names = _models(model, proxy)
     found = _alphas(alphas, is_proxy=bool(proxy))

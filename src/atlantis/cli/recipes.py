@@ -10,6 +10,7 @@ import typer
 
 from atlantis.cli.options import Changes, Force, Json, RunOut
 from atlantis.cli.output import put, put_json, put_table, quiet_libraries, say
+from atlantis.errors import ConfigError
 
 if TYPE_CHECKING:
     from atlantis.config import Recipe
@@ -43,24 +44,34 @@ def run(
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path(
-        "runs/quickstart"
-    ),
+    demo: Annotated[
+        str, typer.Argument(help="quickstart (weights), or rewrite-demo (data rewriting).")
+    ] = "quickstart",
+    out: RunOut = None,
     changes: Changes = None,
     as_json: Json = False,
 ) -> None:
     """The whole method on an embedded corpus; offline.
 
-    The corpus and two tiny models are made on the spot.
+    The corpus and tiny models are made on the spot.
     """
     from atlantis.config import load_recipe
-    from atlantis.quickstart.make import make_quickstart
+    from atlantis.quickstart import make
 
+    makers = {
+        "quickstart": (make.make_quickstart, "models"),
+        "rewrite-demo": (make.make_word_problems, "model"),
+    }
+    if demo not in makers:
+        raise ConfigError(f"{demo}: no demo; there are {', '.join(makers)}")
+    make_inputs, models = makers[demo]
+    out = out or Path("runs") / demo
     folder = out / "quickstart"
-    own = [f"data.root={folder}", f"models={folder}"]
-    config = load_recipe("quickstart", [*own, *(changes or ())])
-    say("making the corpus and pretraining two tiny models ...")
-    make_quickstart(folder)
+    model = folder if models == "models" else folder / "model"
+    own = [f"data.root={folder}", f"{models}={model}"]
+    config = load_recipe(demo, [*own, *(changes or ())])
+    say("making the corpus and pretraining tiny models ...")
+    make_inputs(folder)
     finish(prepare(config, out, force=False), as_json=as_json)
 
 

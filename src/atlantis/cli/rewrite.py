@@ -137,31 +137,23 @@ def rewrite(
     }
     if guided_prompt is not None:
         settings["guided_prompt"] = _text_of(guided_prompt)
-    loading = {
-        "dtype": dtype,
-        "device": device,
-        "device_map": device_map,
-        "quantization": quantization,
-        "adapter": adapter,
-        "trust_remote_code": trust_remote_code,
-    }
-    options = {
-        "base_url": base_url,
-        "concurrency": concurrency,
-        "patience": patience,
-        "batch_size": batch_size,
-        "chat_template": chat_template,
-    }
     config = validated(RewritingConfig, settings, where=_WHERE)
     job = read_job(
         backend,
         model=model,
-        proxy=(),
-        alphas=(),
-        loading=loading,
-        options=options,
-        api_key=api_key,
         where=_WHERE,
+        base_url=base_url,
+        concurrency=concurrency,
+        patience=patience,
+        api_key=api_key,
+        batch_size=batch_size,
+        chat_template=chat_template,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        quantization=quantization,
+        adapter=adapter,
+        trust_remote_code=trust_remote_code,
     )
     quiet_libraries()
     rows = _Rows(data, answer_column, problem_prompt)

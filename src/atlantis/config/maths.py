@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
+from atlantis.evaluation.maths_comparison import MEAN
 from atlantis.evaluation.maths_stage import MathsEvaluationConfig
 from atlantis.models.settings import LoadingConfig
 from atlantis.rewriting.config import RewritingConfig
@@ -34,6 +35,13 @@ class MathsDataConfig(_Config):
     """Whether that prompt is what a user says in a chat."""
     benchmarks: Mapping[str, Path] = Field(min_length=1)
     """What is tested on, by name: JSONL with problems and answers."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _mean_is_no_benchmark(cls, named: Mapping[str, Path]) -> Mapping[str, Path]:
+        if MEAN in named:
+            raise ValueError(f"{MEAN!r} is the name of all benchmarks together; choose another")
+        return named
 
     @field_validator("prompt")
     @classmethod
@@ -115,6 +123,13 @@ class MathsRunConfig(_Config):
                 )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} has a seed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_those_of_the_run(self) -> Self:
+        for name in ("rewriting", "evaluation"):
+            if getattr(self, name).seed:
+                raise ValueError(f"{name}.seed has no effect: seeds says with which to run")
         return self
 
     @model_validator(mode="after")

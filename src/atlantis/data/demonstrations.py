@@ -1,5 +1,6 @@
 """An expert's answers to prompts: what data rewriting begins with."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ def read_demonstrations(source: Source, *, answer: str | None = None) -> Iterato
     # Two readings side by side: one checks the rows and their ids, one has the other columns.
     for row, (where, columns) in zip(source, source.raw_rows(), strict=True):
         given = files.column(columns, answer, where) if answer else columns.get(ANSWER)
+        if given is None and answer:
+            raise DataError(f"{where}: {answer} is null; fill it in or remove the row")
         text = None if given is None else _answer(given, f"{where}: {answer or ANSWER}")
         yield _demonstration(row, text, where)
 
@@ -83,7 +86,9 @@ def solved_problems(path: Path, *, prompt: str, as_chat: bool = False) -> Iterat
 
 
 def _answer(value: object, where: str) -> str:
-    """An answer as text: 27.0 is 27, as many tables of numbers have it."""
+    """An answer as text: 27.0 is 27, as many tables of numbers have it; their holes are NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where}: {value} is no finite number; correct it or remove the row")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int | float) and not isinstance(value, bool):

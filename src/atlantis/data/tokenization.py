@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from atlantis.data.rendering import ChatTemplate, RenderedExample, chat_template, render
 from atlantis.errors import DataError, ModelError
-from atlantis.records import Row
+from atlantis.records import Conversation, Row
 
 Truncation = Literal["drop", "keep_prefix"]
 
@@ -271,6 +271,23 @@ def _written_end(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     tokens: Any = tokenizer.all_special_tokens
     special = "|".join(re.escape(str(token)) for token in sorted(tokens, key=len, reverse=True))
     return re.compile(rf"((?:(?:{special})\s*)*(?:{special}))\s*\Z")
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> int | None:
+    """The token that a template puts behind what the assistant says, and so a tuned model does.
+
+    None where the template refuses a chat of one question and one answer, or the tokenizer has no
+    end-of-sequence token.
+    """
+    said = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    try:
+        (row,) = tokenize(
+            [Conversation("probe", said, (1,))], tokenizer, max_length=2**30, template=template
+        )
+    except (DataError, ModelError):
+        return None
+    turn = row.turns[-1]
+    return row.input_ids[turn.stop] if turn.end > turn.stop else None
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:

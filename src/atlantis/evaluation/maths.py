@@ -148,41 +148,6 @@ def maths_metrics(
     }
 
 
-def paired_differences(
-    problems: Sequence[AnsweredProblem],
-    others: Sequence[AnsweredProblem],
-    *,
-    ks: Iterable[int] = (1,),
-    num_replicates: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """The difference ``problems - others`` of two models in every metric that both have.
-
-    Both are measured on the same draws of problems, so that what makes a problem hard for both
-    cancels. Problems are matched by id.
-
-    Raises:
-        DataError: The two did not answer the same problems.
-    """
-    ids, by_id = [p.example_id for p in problems], {p.example_id: p for p in others}
-    if set(ids) != set(by_id) or len(by_id) != len(others):
-        odd = sorted(set(ids) ^ set(by_id))
-        raise DataError(
-            f"the two models answered different problems ({len(odd)} of them, such as {odd[:1]}); "
-            "compare them on the same ones"
-        )
-    ks = tuple(ks)
-    ours = per_problem_metrics(problems, ks=ks)
-    theirs = per_problem_metrics([by_id[example_id] for example_id in ids], ks=ks)
-    differences = {name: ours[name] - theirs[name] for name in ours if name in theirs}
-    replicates = _replicates(differences, num_replicates, seed)
-    return {
-        name: _bounds("difference", float(values.mean()), replicates[name], level) | {"n": len(ids)}
-        for name, values in differences.items()
-    }
-
-
 def problem_rows(problems: Sequence[AnsweredProblem]) -> list[dict[str, Any]]:
     """One row of counts for each problem, for the per-problem table."""
     rows: list[dict[str, Any]] = []

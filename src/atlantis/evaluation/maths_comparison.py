@@ -17,6 +17,8 @@ from atlantis.numerics.statistics import paired_bootstrap_counts, percentile_int
 Results = Mapping[str, Mapping[int, Path]]
 """``problems.parquet`` of every arm and seed, as `atlantis.evaluation.maths_stage` writes it."""
 _Shares = NDArray[np.float64]
+VERSION = 1
+"""Raised when a change of the code changes numbers."""
 MEAN = "mean"
 """The benchmarks together, each counting the same."""
 

@@ -109,6 +109,7 @@ class MathsEvaluation:
             "code": VERSION,
             "problems": digest_json(problems),
             "evaluation": self.config.model_dump(mode="json"),
+            "verifiers": verifier_names(self.config),
             "backend": self.backend.fingerprint(),
         }
 
@@ -147,7 +148,8 @@ class MathsEvaluation:
         count = sampling.num_attempts
         with LazyGenerator(self.backend) as generator, progress_bar() as bar:
             for name, problems in self.benchmarks.items():
-                requests = requests_for([self._prompt(problem) for problem in problems], sampling)
+                prompts = [self._prompt(name, problem) for problem in problems]
+                requests = requests_for(prompts, sampling)
                 task = bar.add_task(name, total=len(requests))
                 said = complete_all(
                     generator,
@@ -160,11 +162,10 @@ class MathsEvaluation:
                 found[name] = [texts[i : i + count] for i in range(0, len(texts), count)]
         return found
 
-    def _prompt(self, problem: MathsProblem) -> Prompt:
+    def _prompt(self, benchmark: str, problem: MathsProblem) -> Prompt:
         text = self.config.prompt.format(problem=problem.problem)
-        if self.config.chat:
-            return user_says(text, example_id=problem.example_id)
-        return Prompt(problem.example_id, text)
+        name = f"{benchmark}/{problem.example_id}"  # ids of two benchmarks may be the same
+        return user_says(text, example_id=name) if self.config.chat else Prompt(name, text)
 
     def _write(
         self,
@@ -234,6 +235,15 @@ class MathsEvaluation:
             for place, problem in enumerate(self.benchmarks[benchmark])
             for number, said in enumerate(samples[benchmark][place])
         ]
+
+
+def verifier_names(config: MathsEvaluationConfig) -> list[str]:
+    """What grades, with versions.
+
+    Raises:
+        ConfigError: A library for grading is missing.
+    """
+    return [open_verifier(verifier).name for verifier in config.verifiers.values()]
 
 
 def answered_problems(

@@ -49,6 +49,8 @@ def read_completion(
         )
     text: Any = _mapping(choice.get("message"), "the message")["content"] if is_chat else None
     text = text if is_chat else choice.get("text")
+    if text is None and reason == "length":
+        text = ""  # a model that was still thinking
     if not isinstance(text, str):
         raise WrongAnswerError(f"the completion is {text!r}, no text")
     return Completion(text, _num_tokens(parsed, max_new_tokens), reason)

@@ -32,7 +32,7 @@ from atlantis.models.proxy import ProxyTunedLM
 from atlantis.models.proxy_roles import check_roles
 from atlantis.models.settings import DEFAULT, LoadingConfig
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of the code changes texts."""
 
 MakeStreamer = Callable[[PreTrainedTokenizerBase], BaseStreamer]

@@ -10,7 +10,13 @@ from typing import Any, Self
 import pyarrow as pa
 
 from atlantis.disk import digest_json, exclusive
-from atlantis.generation.requests import Completion, Generator, Request
+from atlantis.generation.requests import (
+    Completion,
+    Generator,
+    PromptRefusedError,
+    Request,
+    completions_of,
+)
 from atlantis.generation.sampling import SamplingConfig
 from atlantis.journal import Journal
 from atlantis.records import Conversation
@@ -102,6 +108,7 @@ def complete_all(
     cache: CompletionCache,
     *,
     advance: Callable[[int], None] = lambda count: None,
+    refused: dict[int, str] | None = None,
 ) -> list[list[Completion]]:
     """The completions of each request; those that are in the cache are not asked again.
 
@@ -114,9 +121,11 @@ def complete_all(
         config: How completions are chosen.
         cache: Where finished requests stand and go to.
         advance: Told how many more requests are finished.
+        refused: Takes the places of requests that a server refuses, and why; they have no
+            completion, and are asked again by a rerun. Without it the first refusal is an error.
 
     Raises:
-        DataError: A prompt does not fit the model.
+        DataError: A prompt does not fit the model, or is refused.
         ConfigError: The generator cannot sample like this.
         ResumableError: It stopped, or another process uses the cache.
     """
@@ -132,9 +141,16 @@ def complete_all(
             generator.check(wanted, config)
             names = list(places)
             for finished in generator.complete(wanted, config):
-                cache.add((names[place], said) for place, said in finished)
+                said: list[tuple[str, list[Completion]]] = []
+                for place, outcome in finished:
+                    if refused is not None and isinstance(outcome, PromptRefusedError):
+                        refused.update(dict.fromkeys(places[names[place]], str(outcome)))
+                    else:
+                        said.append((names[place], completions_of(outcome)))
+                if said:
+                    cache.add(said)
                 advance(sum(len(places[names[place]]) for place, _ in finished))
-    return [cache[key] for key in keys]
+    return [[] if refused and place in refused else cache[key] for place, key in enumerate(keys)]
 
 
 def _settings(request: Request, config: SamplingConfig) -> dict[str, Any]:

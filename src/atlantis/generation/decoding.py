@@ -15,7 +15,7 @@ PLAIN: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "min_length": 0,
-    "min_new_tokens": 0,
+    "min_new_tokens": None,
     "suppress_tokens": [],
     "begin_suppress_tokens": [],
     "bad_words_ids": None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from atlantis.data.prompts import Prompt
+from atlantis.errors import DataError
 from atlantis.generation.sampling import SamplingConfig
 
 
@@ -28,8 +29,13 @@ class Request:
     """Which of the example's samples."""
 
 
-Finished = list[tuple[int, list[Completion]]]
-"""Places among the requests, each with its completions, the most likely first."""
+class PromptRefusedError(DataError):
+    """A server does not complete one prompt, such as one that is too long; others it does."""
+
+
+Finished = list[tuple[int, list[Completion] | PromptRefusedError]]
+"""Places among the requests, each with its completions, the most likely first, or why there are
+none."""
 
 
 class Generator(Protocol):
@@ -47,6 +53,17 @@ class Generator(Protocol):
     def complete(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Finished]:
         """Each request once, in any order: those that are finished together come together."""
         ...
+
+
+def completions_of(outcome: list[Completion] | PromptRefusedError) -> list[Completion]:
+    """The completions of a finished request.
+
+    Raises:
+        PromptRefusedError: There are none.
+    """
+    if isinstance(outcome, PromptRefusedError):
+        raise outcome
+    return outcome
 
 
 def requests_for(prompts: Sequence[Prompt], config: SamplingConfig) -> list[Request]:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-from atlantis.data.prompts import Prompt
+from atlantis.data.prompts import Prompt, user_says
 from atlantis.endpoint import Endpoint, RefusedError
 from atlantis.errors import ConfigError, DataError, ModelError, ResumableError
 from atlantis.generation.answers import UnfinishedError, WrongAnswerError, read_completion
-from atlantis.generation.requests import Completion, Finished, Request
+from atlantis.generation.requests import Completion, Finished, PromptRefusedError, Request
 from atlantis.generation.sampling import SamplingConfig
 from atlantis.generation.streams import short_seed
 from atlantis.records import Conversation
@@ -23,6 +23,10 @@ _log = logging.getLogger(__name__)
 
 _NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """vLLM and SGLang take a checkpoint's own defaults where a request says nothing else."""
+_ABOUT_THE_PROMPT = (400, 413, 422)
+"""Statuses that may be meant for one prompt alone; the others refuse whoever asks."""
+_SHORT = "Hello"
+"""What the server is tried with: no prompt of the data, which it might refuse."""
 _PROBES = 5
 _PROBE_TEMPERATURE = 2.0
 _PROBE_TOKENS = 24
@@ -45,6 +49,7 @@ class ServerGenerator:
         self._concurrency = concurrency
         self._neutral: dict[str, Any] | None = None
         self._has_sampled = False
+        self._completed_lengths = set[int]()
 
     def check(self, requests: Sequence[Request], config: SamplingConfig) -> None:
         """Refuse prompts without text, and a server that does not do what it is asked.
@@ -64,7 +69,7 @@ class ServerGenerator:
                 raise DataError(f"{where}: the prompt is empty; fill it in")
         if not requests:
             return
-        short = min((request.prompt for request in requests), key=lambda p: len(str(p.content)))
+        short = _short_prompt(requests[0].prompt)
         if self._neutral is None:
             self._neutral = self._accepted(short)
         if config.temperature and not self._has_sampled:
@@ -72,10 +77,10 @@ class ServerGenerator:
             self._has_sampled = True
 
     def complete(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Finished]:
-        """One request at a time, as they finish.
+        """One request at a time, as they finish; a refused prompt does not stop the others.
 
         Raises:
-            ModelError: The server refuses a request, or answers something else than asked.
+            ModelError: The server refuses every request, or answers something else than asked.
             ResumableError: It could not be reached, or failed, again and again.
         """
         answers: SimpleQueue[tuple[int, Completion | Exception]] = SimpleQueue()
@@ -89,7 +94,7 @@ class ServerGenerator:
                 if place is None:
                     return
                 said = self._attempted(requests[place], config)
-                if isinstance(said, Exception):
+                if isinstance(said, Exception) and not isinstance(said, PromptRefusedError):
                     stopped.set()
                 answers.put((place, said))
 
@@ -99,9 +104,14 @@ class ServerGenerator:
         try:
             for _ in requests:
                 place, said = answers.get()
-                if isinstance(said, Exception):
+                if isinstance(said, PromptRefusedError):
+                    self._check_short_prompt(requests[place].prompt, config)
+                    yield [(place, said)]
+                elif isinstance(said, Exception):
                     raise said
-                yield [(place, [said])]
+                else:
+                    self._completed_lengths.add(config.max_new_tokens)
+                    yield [(place, [said])]
         finally:
             stopped.set()
 
@@ -110,7 +120,11 @@ class ServerGenerator:
         where = f"example {request.prompt.example_id!r}"
         try:
             return self._ask(request.prompt, _fields(request, config) | (self._neutral or {}))
-        except (WrongAnswerError, RefusedError) as error:
+        except RefusedError as error:
+            if error.status in _ABOUT_THE_PROMPT:
+                return PromptRefusedError(f"{where}: the server refuses it: {error}")
+            return self._refusal(error, where)
+        except WrongAnswerError as error:
             return self._refusal(error, where)
         except ResumableError as error:
             return ResumableError(f"{where}: {error}")
@@ -150,13 +164,29 @@ class ServerGenerator:
         try:
             self._ask(prompt, fields)
         except (WrongAnswerError, RefusedError) as error:
-            raise self._refusal(error, f"example {prompt.example_id!r}") from None
+            raise self._refusal(error, "a first request") from None
         _log.warning(
             "%s does not take %s: what the checkpoint's generation_config.json says of them counts",
             self._endpoint.base_url,
             ", ".join(_NEUTRAL),
         )
         return {}
+
+    def _check_short_prompt(self, refused: Prompt, config: SamplingConfig) -> None:
+        """Find out whether a refusal is meant for one prompt, unless another was completed.
+
+        Raises:
+            ModelError: The server refuses a prompt of one word, too.
+        """
+        if config.max_new_tokens in self._completed_lengths:
+            return
+        fields = {"max_tokens": config.max_new_tokens, "temperature": 0.0}
+        try:
+            self._ask(_short_prompt(refused), fields | (self._neutral or {}))
+        except (WrongAnswerError, RefusedError) as error:
+            where = f"example {refused.example_id!r} and even a prompt of one word"
+            raise self._refusal(error, where) from None
+        self._completed_lengths.add(config.max_new_tokens)
 
     def _check_sampling(self, prompt: Prompt) -> None:
         """Sample one prompt with several seeds: they cannot all say the same.
@@ -188,6 +218,12 @@ class ServerGenerator:
                 f"({self._served_model!r}) and the key"
             )
         return ModelError(f"{url}: {where}: {error}")
+
+
+def _short_prompt(like: Prompt) -> Prompt:
+    """One word, as a text or as a chat."""
+    is_chat = isinstance(like.content, Conversation)
+    return user_says(_SHORT, example_id="") if is_chat else Prompt("", _SHORT)
 
 
 def _content(prompt: Prompt) -> dict[str, Any]:

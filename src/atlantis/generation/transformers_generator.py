@@ -13,12 +13,16 @@ from transformers.generation.streamers import BaseStreamer
 
 from atlantis.data.prompts import render_prompt
 from atlantis.data.rendering import ChatTemplate
-from atlantis.errors import DataError, ModelError
+from atlantis.data.tokenization import end_of_turn_id
+from atlantis.errors import ConfigError, DataError, ModelError
 from atlantis.generation.decoding import PLAIN, prompt_inputs
 from atlantis.generation.requests import Completion, Finished, Request
 from atlantis.generation.sampling import SamplingConfig
 from atlantis.generation.streams import TokenSampler, stream_seed
 from atlantis.models.proxy_roles import length_limit, vocabulary_size
+
+_CONTEXT = 8
+"""Ids of the prompt that are decoded with a completion."""
 
 
 class TransformersGenerator:
@@ -46,7 +50,7 @@ class TransformersGenerator:
         self.template = template
         self._batch_size = batch_size
         self._streamer = streamer
-        self._stops = stop_ids(model.generation_config, tokenizer)
+        self._stops = stop_ids(model.generation_config, tokenizer, template)
 
     def check(self, requests: Sequence[Request], config: SamplingConfig) -> None:
         """Refuse prompts that the model cannot complete, before the first one is.
@@ -114,9 +118,12 @@ class TransformersGenerator:
             pad_token_id=self._stops[0] if self._stops else 0,
             streamer=self._streamer,
         )
+        # An encoder's prompt is no text that the completion goes on from.
+        encoded = bool(self.model.config.is_encoder_decoder)
+        given = [[] if encoded else ids for _, ids in batch for _ in range(count)]
         found = [
-            completion_of(new, self._stops, self.tokenizer)
-            for new in output[:, num_given:].tolist()
+            completion_of(ids, new, self._stops, self.tokenizer)
+            for ids, new in zip(given, output[:, num_given:].tolist(), strict=True)
         ]
         return [found[start : start + count] for start in range(0, len(found), count)]
 
@@ -153,7 +160,13 @@ def check_ids(
 
     Raises:
         DataError: There is none, there are too many, or the model does not know one.
+        ConfigError: No prompt leaves room for so many new ones.
     """
+    if limit is not None and config.max_new_tokens >= limit:
+        raise ConfigError(
+            f"max_new_tokens {config.max_new_tokens:,}: with a prompt that is more than the "
+            f"model's {limit:,} tokens; lower it"
+        )
     where = f"example {request.prompt.example_id!r}"
     if not ids:
         raise DataError(f"{where}: the prompt has no token; fill it in")
@@ -170,18 +183,34 @@ def check_ids(
 
 
 def completion_of(
-    new: Sequence[int], stops: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    given: Sequence[int],
+    new: Sequence[int],
+    stops: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Completion:
-    """New ids up to the first that ends them, as text."""
+    """New ids up to the first that ends them, as the text that goes on from the prompt's ids."""
     end = next((i for i, token in enumerate(new) if token in stops), None)
     said = list(new) if end is None else list(new[: end + 1])
-    text = str(tokenizer.decode(said, skip_special_tokens=True))
+    # Some tokenizers leave out a blank where a text begins: it begins with the prompt.
+    before = list(given[-_CONTEXT:])
+    start = str(tokenizer.decode(before, skip_special_tokens=True))
+    whole = str(tokenizer.decode(before + said, skip_special_tokens=True))
+    text = whole.removeprefix(start)
+    if not whole.startswith(start):
+        text = str(tokenizer.decode(said, skip_special_tokens=True))
     return Completion(text, len(said), "length" if end is None else "stop")
 
 
-def stop_ids(defaults: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's end of a sequence, and all that the model's own defaults name."""
+def stop_ids(
+    defaults: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
+) -> list[int]:
+    """What ends a completion, by model, tokenizer and template.
+
+    The tokenizer's end of a sequence, all that the model's own defaults name, and what the template
+    puts behind an answer, which tuning teaches.
+    """
     own: Any = getattr(defaults, "eos_token_id", None)
     named = own if isinstance(own, list) else [own]
     given: Any = tokenizer.eos_token_id
-    return sorted({int(token) for token in [*named, given] if token is not None})
+    taught = end_of_turn_id(tokenizer, template)
+    return sorted({int(token) for token in [*named, given, taught] if token is not None})

@@ -45,6 +45,7 @@ class VllmGeneration:
             "backend": "vllm",
             "models": {"model": fingerprint_model(self.model, self.loading)},
             "vllm": found,
+            "max_length": self.max_length,
             **local_fingerprint(
                 load_tokenizer(self.model, self.loading), self.loading, self.chat_template, None
             ),
@@ -61,13 +62,15 @@ class VllmGeneration:
             "revision": self.loading.revision,
             "trust_remote_code": self.loading.trust_remote_code,
         }
+        template = chat_template(tokenizer, self.chat_template)
+        defaults = _generation_defaults(self.model, self.loading)
         engine = VllmEngine(self.model, self.loading, options)
         try:
             yield VllmGenerator(
                 engine,
                 tokenizer,
-                template=chat_template(tokenizer, self.chat_template),
-                stops=stop_ids(_generation_defaults(self.model, self.loading), tokenizer),
+                template=template,
+                stops=stop_ids(defaults, tokenizer, template),
                 chunk_size=self.chunk_size,
             )
         finally:

@@ -86,4 +86,5 @@ class VllmGenerator:
 
     def _completion(self, output: Any) -> Completion:
         (said,) = output.outputs
-        return completion_of(list(said.token_ids), self._stops, self._tokenizer)
+        given, new = list(output.prompt_token_ids), list(said.token_ids)
+        return completion_of(given, new, self._stops, self._tokenizer)

@@ -21,9 +21,9 @@ from atlantis.data.maths import MathsProblem, read_maths
 from atlantis.data.rendering import digest_rows
 from atlantis.data.sources import open_source
 from atlantis.disk import digest_json, exclusive, read_json, write_bytes, write_json
-from atlantis.evaluation import maths_stage
+from atlantis.evaluation import maths_comparison, maths_stage
 from atlantis.evaluation.maths_comparison import compare_maths
-from atlantis.evaluation.maths_stage import MathsEvaluation
+from atlantis.evaluation.maths_stage import MathsEvaluation, verifier_names
 from atlantis.generation.backends import GenerationBackend, TransformersGeneration
 from atlantis.generation.vllm_backend import VllmGeneration
 from atlantis.models.loading import fingerprint_model
@@ -35,6 +35,7 @@ from atlantis.rewriting.stage import RewritingJob
 from atlantis.stages import Stage, plan
 from atlantis.training import stage as training
 from atlantis.training.config import TrainingConfig
+from atlantis.verification.config import open_verifier
 
 _ROWS = "rows.jsonl"
 _REPORT_FILES = ("report.html", "report.json")
@@ -89,9 +90,10 @@ class MathsPipeline:
         config = self.config.rewriting.model_copy(update={"seed": seed})
         backend = self._backend(self.config.model)
         settings = {
-            "rewriting": config.model_dump(mode="json"),
+            "rewriting": config.settings,
+            "verifier": open_verifier(config.verifier).name,
             "rows": self._digest_of_demonstrations,
-            "backend": backend.fingerprint(),
+            "backend": self._backend_fingerprint,
             "code": rewriting.VERSION,
         }
 
@@ -140,8 +142,8 @@ class MathsPipeline:
         config = self.config.evaluation.model_copy(update={"seed": seed})
         settings = {
             "evaluation": config.model_dump(mode="json"),
-            "generation": self.config.generation.model_dump(),
-            "model": self._fingerprint if trained is None else None,
+            "verifiers": verifier_names(config),
+            "backend": self._backend_fingerprint,  # a checkpoint's differs in its weights only
             "problems": digest_json(
                 {name: [asdict(p) for p in rows] for name, rows in self._benchmarks.items()}
             ),
@@ -168,7 +170,11 @@ class MathsPipeline:
             for arm in (BASE, *self.config.arms)
         }
         evaluation = self.config.evaluation
-        settings = {"baseline": self.config.baseline, "num_bootstrap": evaluation.num_bootstrap}
+        settings = {
+            "baseline": self.config.baseline,
+            "num_bootstrap": evaluation.num_bootstrap,
+            "code": maths_comparison.VERSION,
+        }
 
         def work(folder: Path) -> None:
             found = {
@@ -227,6 +233,10 @@ class MathsPipeline:
             return VllmGeneration(model, loading)
         return TransformersGeneration(model, loading, batch_size=generation.batch_size)
 
+    @cached_property
+    def _backend_fingerprint(self) -> dict[str, Any]:
+        return self._backend(self.config.model).fingerprint()
+
     def _discard(self, arm: str, seed: int) -> None:
         """Delete a checkpoint that the recipe does not keep, once its samples are graded."""
         keep = self.config.keep_models
@@ -257,9 +267,11 @@ class MathsPipeline:
 
     def _read_benchmarks(self) -> tuple[dict[str, tuple[MathsProblem, ...]], list[str]]:
         found: dict[str, tuple[MathsProblem, ...]] = {}
-        dropped: list[str] = []
-        for name, path in self.config.data.benchmarks.items():
-            read = read_maths(self.config.data.root / path)
+        data, dropped = self.config.data, list[str]()
+        if data.prompt is not None:
+            dropped += read_maths(data.root / data.train).dropped
+        for name, path in data.benchmarks.items():
+            read = read_maths(data.root / path)
             found[name] = read.rows
             dropped += read.dropped
         return found, dropped

@@ -1,1 +1,1 @@
-"""The embedded corpus and the tiny model family of `atlantis quickstart`, made on the spot."""
+"""The data and tiny models of the demonstrations, made on the spot: `quickstart`, word problems."""

@@ -103,7 +103,7 @@ def rewriting_table(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] 
     if all(gaps):
         for moment, title in (("before", "expert's completions"), ("after", "those trained on")):
             title = f"policy's log-probability per token, {title}"
-            rows.append((title, [f"{gap[moment]:.3f}" for gap in gaps if gap]))
+            rows.append((title, [_number(gap[moment]) for gap in gaps]))
     return {"seeds": list(reports), "rows": rows}
 
 
@@ -129,6 +129,10 @@ def _difference(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return ""
     return f"{value['difference']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _share(count: int, total: int) -> str:

@@ -1,7 +1,7 @@
 """How data are rewritten."""
 
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -51,6 +51,11 @@ class RewritingConfig(BaseModel):
     """What becomes of rows that stay unsolved: the expert's completion, or nothing."""
     seed: int = Field(default=0, ge=0)
     """Of the samples, and of the random choice among them."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the rows depend on, JSON."""
+        return self.model_dump(mode="json") | {"verifier": self.verifier.settings}
 
     @field_validator("guided_prompt")
     @classmethod

@@ -6,11 +6,11 @@ from atlantis.verification.config import LabelConfig, MathsConfig, VerifierConfi
 from atlantis.verification.extraction import extract_answer
 
 
-def gold_of(row: Demonstration, verifier: VerifierConfig) -> str:
+def gold_of(row: Demonstration, verifier: VerifierConfig) -> str | None:
     """The column's answer, or the one in the expert's completion.
 
-    For maths that is what the expert's completion answers, for labels the whole of it, and for a
-    function nothing: it sees the prompt.
+    For maths that is what the expert's completion answers, for labels the whole of it; a function
+    need not have one.
 
     Raises:
         DataError: The expert's completion of a maths problem has no answer; or a label is wanted at
@@ -35,4 +35,4 @@ def gold_of(row: Demonstration, verifier: VerifierConfig) -> str:
                 )
             return found
         case _:
-            return ""
+            return None

@@ -10,7 +10,11 @@ from atlantis.models.encoder_decoder import loaded_start_token, tokenize_for
 from atlantis.models.proxy_roles import length_limit
 from atlantis.records import Row
 from atlantis.scoring.batching import make_batches, score_what_fits
+from atlantis.scoring.budget import CPU_TOKENS
 from atlantis.scoring.transformers_scorer import TransformersScorer
+
+_GPU_TOKENS = 8192
+"""Padded tokens of a pass; one that does not fit is halved."""
 
 
 class LogProbability(NamedTuple):
@@ -43,7 +47,8 @@ class Likelihood:
         self._template = template
         self._scorer = TransformersScorer(model)
         self._limit = length_limit(model.config) or 2**30
-        self._budget = self._scorer.measured_budget(min(self._limit, 4096))
+        # Not measured: batches, and with them the last digits, are to be the same at a rerun.
+        self._budget = CPU_TOKENS if model.device.type == "cpu" else _GPU_TOKENS
 
     def __call__(self, rows: Sequence[Row]) -> list[LogProbability | None]:
         """Log-probability of each row's completion; None where the model cannot read the row."""

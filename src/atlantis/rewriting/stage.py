@@ -117,7 +117,7 @@ class RewritingJob:
         return {
             "code": VERSION,
             "rows": digest,
-            "rewriting": self.config.model_dump(mode="json"),
+            "rewriting": self.config.settings,
             "verifier": verifier.name,
             "backend": self.backend.fingerprint(),
         }
@@ -166,19 +166,18 @@ class _Sampling:
         reasons = self._unaskable(requests, chosen)
         asked = [request for request in requests if request.prompt.example_id not in reasons]
         task = self.bar.add_task(f"  {stage}", total=len(asked))
+        refused: dict[int, str] = {}
         found = complete_all(
             self.generator,
             asked,
             chosen,
             CompletionCache(self.folder / stage),
             advance=bound(self.bar.advance, task),
+            refused=refused,
         )
         self.bar.remove_task(task)
-        said = iter(found)
-        return [
-            reasons[name] if (name := request.prompt.example_id) in reasons else next(said)[0]
-            for request in requests
-        ]
+        said = (refused.get(place) or texts[0] for place, texts in enumerate(found))
+        return [reasons.get(request.prompt.example_id) or next(said) for request in requests]
 
     def _unaskable(self, requests: Sequence[Request], config: SamplingConfig) -> dict[str, str]:
         """Why prompts cannot be completed, such as those that are too long, by their id."""

@@ -17,6 +17,7 @@ from atlantis.rewriting.filters import LeakFilter, copied_share
 from atlantis.rewriting.likelihood import LogProbability
 from atlantis.rewriting.prompts import guided_prompt, plain_text
 from atlantis.verification.claims import Claim, Verdict, Verifier
+from atlantis.verification.config import LabelConfig
 
 SELF, GUIDED, EXPERT, DROPPED = "self", "guided", "expert", "dropped"
 """Where a completion comes from; a dropped row is counted, but not in the result."""
@@ -131,6 +132,8 @@ class Rewriter:
             return None
         if LeakFilter(self.config.leaks).leak(completion.text, plain_text(row.prompt)):
             return "leak"
+        if self._is_label:
+            return None
         size, most = self.config.copy_ngram, self.config.max_copied
         if copied_share(completion.text, row.expert, size=size) > most:
             return "copy"
@@ -143,6 +146,12 @@ class Rewriter:
             if candidates := tried.kept:
                 return stage, self._best(row, candidates)
         return (EXPERT if self.config.fallback == "expert" else DROPPED), None
+
+    @property
+    def _is_label(self) -> bool:
+        """Whether a right completion has to be the expert's, word for word."""
+        verifier = self.config.verifier
+        return isinstance(verifier, LabelConfig) and verifier.place == "whole"
 
     def _best(self, row: Demonstration, candidates: Sequence[Attempt]) -> Attempt:
         if self.config.select == "random":

@@ -1,8 +1,7 @@
 """Which verifier grades, and within which limits."""
 
 import os
-from contextlib import AbstractContextManager
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -16,9 +15,16 @@ _MOST_WORKERS = 4
 _LIMITS = frozenset({"deadline_seconds", "memory_gib", "num_workers"})
 
 
-class _Limits(BaseModel):
+class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What may decide a verdict, for fingerprints: everything but ``num_workers``."""
+        return self.model_dump(mode="json", exclude={"num_workers"})
+
+
+class _Limits(_Config):
     deadline_seconds: PositiveFloat = 10.0
     """A claim that takes longer is a ``timeout``. Its worker process is replaced."""
 
@@ -61,10 +67,8 @@ class MathsConfig(_Limits):
         return self
 
 
-class LabelConfig(BaseModel):
+class LabelConfig(_Config):
     """The completion has to spell the gold label."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["label"] = "label"
 
@@ -88,7 +92,7 @@ VerifierConfig = Annotated[MathsConfig | LabelConfig | FunctionConfig, Field(dis
 
 def open_verifier(
     config: MathsConfig | LabelConfig | FunctionConfig,
-) -> AbstractContextManager[Verifier]:
+) -> Verifier:
     """The verifier, to be entered; entering starts its first worker.
 
     Raises:

@@ -1,6 +1,6 @@
 r"""Whether an answer equals the gold answer, by either of two definitions.
 
-Both take it as equal where the two spellings agree (`atlantis.verification.answers.canonical`).
+Both take it as equal where the spellings agree (`atlantis.verification.answers.same_answer`).
 """
 
 import logging
@@ -10,7 +10,14 @@ from importlib import metadata, util
 from typing import Any
 
 from atlantis.errors import ConfigError
-from atlantis.verification.answers import bare_latex, canonical, numeric_value, says_nothing
+from atlantis.verification.answers import (
+    bare_latex,
+    canonical,
+    numeric_value,
+    same_answer,
+    says_nothing,
+    variables_differ,
+)
 
 RELATIVE_TOLERANCE = Fraction(1, 10_000)
 _TOLERANCE = float(RELATIVE_TOLERANCE)
@@ -19,8 +26,8 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
 def relative_tolerance_name() -> str:
-    """The name and version of `within_relative_tolerance`."""
-    return "relative_tolerance 1e-4 v1"
+    """The name of `within_relative_tolerance`."""
+    return "relative_tolerance 1e-4"
 
 
 def within_relative_tolerance(gold: str, answer: str) -> bool:
@@ -30,8 +37,11 @@ def within_relative_tolerance(gold: str, answer: str) -> bool:
        hundredth of it, or a hundred times it (percent or share).
     2. Two lists in the same brackets, or in none, are equal if they are as long and their parts
        are equal in order by rule 1 or 3. Lists are split at commas outside of brackets.
-    3. Everything else is equal if `canonical` gives the same.
+    3. Everything else is equal if `same_answer` says so. Two values of variables that are not the
+       same are never equal.
     """
+    if variables_differ(gold, answer):
+        return False
     if _same(gold, answer):
         return True
     golds, answers = _parts(canonical(gold)), _parts(canonical(answer))
@@ -43,7 +53,7 @@ def within_relative_tolerance(gold: str, answer: str) -> bool:
 def _same(gold: str, answer: str) -> bool:
     g, a = numeric_value(gold), numeric_value(answer)
     if g is None or a is None:
-        return canonical(gold) == canonical(answer)
+        return same_answer(gold, answer)
     return any(
         abs(a - scaled) <= RELATIVE_TOLERANCE * max(abs(a), abs(scaled))
         for scaled in (g, g / 100, g * 100)
@@ -118,7 +128,7 @@ class SymbolicGrader:
 
     def equal(self, gold: str, answer: str) -> bool:
         """Whether an answer equals the gold; the two are not interchangeable."""
-        return canonical(gold) == canonical(answer) or self.equal_symbolically(gold, answer)
+        return same_answer(gold, answer) or self.equal_symbolically(gold, answer)
 
     def equal_symbolically(self, gold: str, answer: str) -> bool:
         """The same without the comparison of spellings."""
@@ -140,6 +150,8 @@ def _small_and_apart(golds: tuple[Any, ...], answers: tuple[Any, ...]) -> bool:
     """Whether two numbers near 0 are equal only because the library rounds to 6 decimals.
 
     To it, 2.88e-19 and 1.325e-27 are both 0. From 0.01 on, rounding is finer than the tolerance.
+    This looks at single numbers only: sets, tuples and matrices of tiny numbers stay unguarded, so
+    that {1e-9, 2e-9} equals {3e-9, 4e-9}.
     """
     gold, answer = golds[0], answers[0]
     if not (getattr(gold, "is_number", False) and getattr(answer, "is_number", False)):

@@ -1,5 +1,6 @@
 """Verification of labels: the completion has to spell the gold label."""
 
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self
@@ -8,14 +9,17 @@ from atlantis.errors import DataError
 from atlantis.verification.claims import CUT_OFF, Claim, Verdict, without_answer
 
 Place = Literal["whole", "end"]
-_BOUNDARIES = ":\"'“”(["
+_BOUNDARIES = ":\"'“”‘«([*`"
+_CLOSING = ".!\"'”’»)]*` \t\r\n"
+_NEGATION = re.compile(r"(?:\b(?:not|no|never|cannot)|n['’]t)[\s\"'“”‘«(\[*`]*$", re.IGNORECASE)
 
 
 class LabelVerifier:
     """A completion is right if it is the gold label, or ends with it.
 
     Spaces around either do not count, nor does a full stop at the end. A label at the end stands by
-    itself: after a space, a colon or a quotation mark.
+    itself: after a space, a colon, or a sign that opens. Signs that close may follow it, as in
+    ``"Other".`` and ``**Other**``. It does not count directly after a negation, as in "not Other".
 
     Args:
         place: ``whole`` or ``end``.
@@ -27,7 +31,7 @@ class LabelVerifier:
     @property
     def name(self) -> str:
         """The definition."""
-        return "label" if self._place == "whole" else "label at the end"
+        return "label" if self._place == "whole" else "label at the end v2"
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +62,13 @@ class LabelVerifier:
             return Verdict("correct", gold, None)
         if not said or claim.finish_reason == CUT_OFF:
             return without_answer(claim)
-        before = said.removesuffix(gold) if self._place == "end" else said
-        if before != said and (not before or before[-1] in _BOUNDARIES or before[-1].isspace()):
+        if self._place == "end" and gold and _ends_with(said, gold):
             return Verdict("correct", gold, None)
         return Verdict("wrong", said.splitlines()[-1].strip(), None)
+
+
+def _ends_with(said: str, label: str) -> bool:
+    before, found, after = said.rpartition(label)
+    if not found or after.strip(_CLOSING) or _NEGATION.search(before[-20:]):
+        return False
+    return not before or before[-1] in _BOUNDARIES or before[-1].isspace()

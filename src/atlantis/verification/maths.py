@@ -18,6 +18,10 @@ from atlantis.verification.pool import Outcome, WorkerPool
 from atlantis.verification.worker import Job
 
 
+_VERSION = "v2"
+"""Of what is ours in both graders: where answers stand, and how they are spelled."""
+
+
 class _Pair(NamedTuple):
     gold: str
     answer: str
@@ -79,8 +83,8 @@ class SymbolicVerifier(_MathsVerifier):
 
     @property
     def name(self) -> str:
-        """The library, the versions that decide, and where answers may stand."""
-        return f"{math_verify_name()}, {self._extraction} answers"
+        """The library, where answers may stand, and the versions that decide."""
+        return f"{math_verify_name()}, {self._extraction} answers, {_VERSION}"
 
     def __enter__(self) -> Self:
         self._pool.__enter__()
@@ -111,8 +115,8 @@ class ToleranceVerifier(_MathsVerifier):
 
     @property
     def name(self) -> str:
-        """The definition, its version, and where answers may stand."""
-        return f"{relative_tolerance_name()}, {self._extraction} answers"
+        """The definition, where answers may stand, and the version of both."""
+        return f"{relative_tolerance_name()}, {self._extraction} answers, {_VERSION}"
 
     def __enter__(self) -> Self:
         return self
