@@ -71,7 +71,7 @@ def test_rows_are_rewritten_where_the_model_is_right(rewrite, data, folder):
         is_right = zlib.crc32((row["completion"] + row["answer"]).encode()) % 3 == 0
         assert is_right or row["source"] == "expert"
         assert (row["completion"] == expert["completion"]) == (row["source"] == "expert")
-        assert row["verifier"] == "function liking:likes"
+        assert row["verifier"].startswith("function liking:likes ")
     shown = "\n".join(done.out)
     for words in ("24 rows", "self: samples right", "refused: truncated", "per token, expert"):
         assert words in shown

@@ -1,5 +1,6 @@
 r"""Spellings of answers, and the numbers they are."""
 
+import time
 from fractions import Fraction
 
 import pytest
@@ -139,3 +140,10 @@ def test_what_is_no_plain_number_is_none(text):
 def test_any_text_has_a_spelling(text):
     assert isinstance(canonical(text), str)
     assert same_answer(text, text)
+
+
+@pytest.mark.parametrize("piece", ["9", "1 ", "1,", r"\text{a", "}", "(", "_1", r"\frac1", "1e"])
+def test_no_answer_takes_long_to_spell(piece):
+    began = time.perf_counter()
+    assert same_answer("1", piece * 20_000) is False
+    assert time.perf_counter() - began < 5.0

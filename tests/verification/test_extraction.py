@@ -86,7 +86,7 @@ def test_a_stated_answer_counts_where_there_is_no_box(text, answer):
         ("2x+3.", "2x+3"),
         (r"3\sqrt{2}.", r"3\sqrt{2}"),
         ("10^5.", "10^5"),
-        ("1 1/2 cups.", "1 1/2 cups"),
+        ("1 1/2 cups.", "1 1/2"),
         (r"2\pi", r"2\pi"),
         ("2 pi.", "2 pi"),
         ("7(x+1).", "7(x+1)"),
@@ -207,6 +207,10 @@ def test_only_a_box_counts_in_a_completion_that_was_cut_off(extraction):
         "a",
         "a ",
         "1",
+        "1,",
+        "! ",
+        "; ",
+        ", ",
     ],
 )
 def test_no_text_takes_long_to_read(piece):

@@ -12,7 +12,7 @@ _LARGEST_EXPONENT = 400
 
 _DELIMITER = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]")
 _E_NOTATION = re.compile(
-    r"(?<![A-Za-z0-9_.\\])((?:\d+\.?\d*|\.\d+))[eE]([-+]?\d{1,4})(?![A-Za-z0-9_])(?!\.\d)"
+    r"(?<![A-Za-z0-9_.\\])(\d++(?:\.\d*+)?|\.\d++)[eE]([-+]?\d{1,4})(?![A-Za-z0-9_])(?!\.\d)"
 )
 _MIXED_NUMBER = re.compile(r"(?<![\w.}])(\d+)\s+(\d+)/(\d+)(?![\w.])")
 # Two backslashes break the row of a matrix, whatever follows.

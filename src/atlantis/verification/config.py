@@ -61,7 +61,8 @@ class MathsConfig(_Limits):
 
     @model_validator(mode="after")
     def _limits_have_effect(self) -> Self:
-        given = sorted(_LIMITS & self.model_fields_set)
+        fields = type(self).model_fields
+        given = sorted(name for name in _LIMITS if getattr(self, name) != fields[name].default)
         if self.grader == "relative_tolerance" and given:
             raise ValueError(f"{', '.join(given)} has no effect on grader relative_tolerance")
         return self

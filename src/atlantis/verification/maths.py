@@ -17,7 +17,6 @@ from atlantis.verification.graders import (
 from atlantis.verification.pool import Outcome, WorkerPool
 from atlantis.verification.worker import Job
 
-
 _VERSION = "v2"
 """Of what is ours in both graders: where answers stand, and how they are spelled."""
 

@@ -7,7 +7,7 @@ and 15" or "3\sqrt{2}", whose beginnings would be other answers, the whole sente
 import re
 
 NUMBER = (
-    r"[-+−]?\\?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
+    r"[-+−]?\\?\$?(?:\d+(?=[ \t]+\d+/\d)[ \t]+\d+|\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
     r"(?:[ \t]*/[ \t]*\d+)?(?:[ \t]*\\?%)?"
 )
 FORMULA = (
@@ -16,7 +16,8 @@ FORMULA = (
 )
 
 _STATEMENT = re.compile(
-    r"^[ \t]*####(?!\#)|\banswer[ \t]*\**[ \t]+(?:is|equals)\b|\banswer[ \t]*\**[ \t]*(?P<colon>[:=])",
+    r"^[ \t]*####(?!\#)|\banswer[ \t]*\**[ \t]+(?:is|equals)\b"
+    r"|\banswer[ \t]*\**[ \t]*(?P<colon>[:=])",
     re.IGNORECASE | re.MULTILINE,
 )
 _TO_CHECK = re.compile(
@@ -53,7 +54,7 @@ _ALONE = re.compile(
 )
 _SENTENCE_END = re.compile(
     rf"\n|[.?]{_CLOSING}(?=\s|$)|!{_CLOSING}(?=\s*$|\s+[A-Za-z])|;(?=\s*$|\s+[A-Za-z]{{2}})"
-    r"|,?[ \t]+(?:because|since|as|which|where)\b"
+    r"|(?:,|(?<![ \t,]))[ \t]+(?:because|since|as|which|where)\b"
 )
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
