@@ -61,6 +61,7 @@ def test_delimiters_go_and_e_notation_is_rewritten(answer, bare):
         (r"\sqrt{2}", r"\sqrt{2} \text{ inches}"),
         (r"16\pi", r"16\pi\text{ cm}^{2}"),
         (r"\emptyset", r"\varnothing"),
+        ("10000", r"10,000\%", r"10{,}000 \text{ km}"),
     ],
 )
 def test_spellings_of_one_answer_are_one(spellings):

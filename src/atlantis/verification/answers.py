@@ -43,7 +43,7 @@ _CHOICE = re.compile(
 _WORDS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit|operatorname)\{([^{}]*)\}")
 _DEGREES = re.compile(r"\^\{?\\circ\}?|\\degree|°")
 _NO_SPACE = re.compile(r"\\!\s*")
-_THOUSANDS = re.compile(r"(?<![\d.,(\[{])\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,)\]}\\])")
+_THOUSANDS = re.compile(r"(?<![\d.,(\[{])\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,)\]}]|\\(?!%))")
 _BRACKETED = re.compile(r"^\(([A-Za-z]|\d+)\)$")
 _ASSIGNED = re.compile(r"^([A-Za-z](?:_\{?\w+\}?)?)=")
 
@@ -133,8 +133,9 @@ def _variable_and_value(answer: str) -> tuple[str | None, str]:
 
 def _spelling(answer: str) -> str:
     text = _NO_SPACE.sub("", _FRACTION_NAME.sub(r"\\frac", bare_latex(answer)))
+    text = _without_unit(text)
     text = _THOUSANDS.sub(lambda n: n.group().replace("{,}", "").replace(",", ""), text)
-    text = _WORDS.sub(r"\1", _without_unit(text)).replace(r"\$", "")
+    text = _WORDS.sub(r"\1", text).replace(r"\$", "")
     text = _SPACING.sub("", _DEGREES.sub("", text))
     text = _SYNONYM.sub(lambda name: _SYNONYMS[name.group(1)], text)
     text = _SHORT_TOP.sub(r"\\frac{\1}", _SHORT_ARGUMENT.sub(r"\1{\2}", text))
