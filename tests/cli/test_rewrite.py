@@ -122,6 +122,23 @@ def test_maths_problems_with_solutions_are_demonstrations(rewrite, folder, grade
     assert first["verifier"].startswith(grader.replace("math_verify", "math_verify "))
 
 
+def test_problems_may_be_asked_in_a_chat_and_what_is_left_out_is_said(rewrite, folder):
+    problems = write(
+        folder / "problems.jsonl",
+        [
+            {"problem": "w1 w2", "solution": r"w3 \boxed{4}"},
+            {"problem": "w5", "solution": r"w6 \boxed{}"},
+        ],
+    )
+    asked = ("--problem-prompt", "w0 {problem}", "--chat", "--grader", "relative_tolerance")
+    done = rewrite(problems, *asked, "--guided-prompt", "guided.txt", verifier="maths")
+    assert done.code == 0, done.err
+    (row,) = rows_of(folder / "out.jsonl")
+    assert row["prompt"] == [{"role": "user", "content": "w0 w1 w2"}]
+    assert row["completion"] == [{"role": "assistant", "content": r"w3 \boxed{4}"}]
+    assert any("left out" in line and ":2" in line for line in done.err)
+
+
 def test_problems_without_a_solution_are_refused_by_name(rewrite, folder):
     problems = write(folder / "p.jsonl", [{"id": "bare", "problem": "w1", "answer": "4"}])
     found = rewrite(problems, "--problem-prompt", "{problem}", verifier="maths")
@@ -168,6 +185,7 @@ def test_rows_that_stay_unsolved_can_be_dropped(rewrite, data, folder):
     ("options", "verifier", "reason"),
     [
         (["--answer-column", "gold"], "liking:likes", "column 'gold' is missing"),
+        (["--chat"], "liking:likes", "--chat has no effect"),
         (["--out", "o.txt"], "liking:likes", "ends in .jsonl"),
         ([], "judge", "choose maths, label, label-at-end or MODULE:FUNCTION"),
         ([], "liking:hates", "hates"),

