@@ -45,13 +45,14 @@ def test_twenty_kills_leave_the_file_of_an_undisturbed_run(
     assert start(tmp_path / "undisturbed.jsonl").wait() == 0
     seconds = time.monotonic() - begin
     expected = (tmp_path / "undisturbed.jsonl").read_bytes()
-    rng, kills, went_on = random.Random(1), 0, 0
+    rng, kills, number, went_on = random.Random(1), 0, 0, 0
     while kills < NUM_KILLS // 2:
-        out = tmp_path / f"killed{kills}.jsonl"
+        number += 1  # a file that is whole already cannot be killed any more
+        out = tmp_path / f"killed{number}.jsonl"
         journal = tmp_path / f"{out.name}.partial" / "alpha-0" / "journal"
         for _ in range(3):
             child = start(out)
-            time.sleep(rng.uniform(0.2, 1.0) * seconds)
+            time.sleep(rng.uniform(0, 0.9) * seconds)
             child.kill()
             kills += child.wait() == -signal.SIGKILL
             went_on += journal.exists() and journal.stat().st_size > 0
