@@ -200,6 +200,25 @@ def check_fingerprint(where: Path, found: Mapping[str, Any], expected: Mapping[s
             )
 
 
+def is_made(out: Path, manifest: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether a file is there already, made from the same.
+
+    Args:
+        out: The file.
+        manifest: Beside it, says what it was made from.
+        fingerprint: What it is to be made from.
+
+    Raises:
+        StoreError: It was made from something else, or by something else.
+    """
+    if not out.exists():
+        return False
+    if not manifest.is_file():
+        raise StoreError(f"{out} holds other rows; choose another file")
+    check_fingerprint(out, read_json(manifest)["fingerprint"], fingerprint)
+    return True
+
+
 def begin(partial: Path, fingerprint: Mapping[str, Any]) -> None:
     """Note what a folder is being made from, or see that it was begun from the same.
 

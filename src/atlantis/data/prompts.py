@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from atlantis.data import files
 from atlantis.data.chats import read_messages
@@ -64,6 +64,18 @@ def user_says(text: str, *, example_id: str) -> Prompt:
     """A chat of one turn."""
     message = {"role": "user", "content": text}
     return Prompt(example_id, Conversation(example_id, (message,), ()))
+
+
+def completed_fields(prompt: Prompt, text: str) -> dict[str, Any]:
+    """A prompt and a completion as columns, in the prompt's own layout: text, or messages."""
+    if isinstance(prompt.content, str):
+        return {"prompt": prompt.content, "completion": text}
+    tools = {"tools": list(prompt.content.tools)} if prompt.content.tools else {}
+    return {
+        "prompt": list(prompt.content.messages),
+        "completion": [{"role": "assistant", "content": text.strip()}],
+        **tools,
+    }
 
 
 def render_prompt(prompt: Prompt, template: ChatTemplate) -> RenderedPrompt:

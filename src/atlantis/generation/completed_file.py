@@ -11,15 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from atlantis.data.prompts import Prompt
-from atlantis.disk import digest_json, exclusive, read_json, write_json, write_text
-from atlantis.errors import StoreError
+from atlantis.data.prompts import Prompt, completed_fields
+from atlantis.disk import digest_json, exclusive, write_json, write_text
 from atlantis.generation.cache import CompletionCache, complete_all
 from atlantis.generation.requests import Completion, Generator, requests_for
 from atlantis.generation.sampling import SamplingConfig
 from atlantis.progress import progress_bar
 from atlantis.records import Conversation
-from atlantis.store import begin, check_fingerprint
+from atlantis.store import begin, is_made
 
 Alphas = Mapping[float | None, Generator]
 """A proxy-tuned model's generators by alpha; None is the only one of any other model."""
@@ -58,10 +57,7 @@ def complete_file(
     }
     manifest = out.with_name(f"{out.name}.manifest.json")
     unfinished = out.with_name(f"{out.name}.partial")
-    if out.exists():
-        if not manifest.is_file():
-            raise StoreError(f"{out} holds other rows; choose another file")
-        check_fingerprint(out, read_json(manifest)["fingerprint"], inputs)
+    if is_made(out, manifest, inputs):
         shutil.rmtree(unfinished, ignore_errors=True)  # of a kill between the last two steps
         return False
     with exclusive(unfinished):
@@ -108,7 +104,7 @@ def _fields(
     rest = {name: value for name, value in said.items() if name != "text"}
     return {
         "example_id": "/".join([prompt.example_id, *parts]),
-        **_prompt_and_completion(prompt, said["text"]),
+        **completed_fields(prompt, said["text"]),
         "prompt_id": prompt.example_id,
         "sample": sample,
         **rest,
@@ -120,15 +116,3 @@ def _identity(prompt: Prompt) -> list[Any]:
     if isinstance(content, Conversation):
         return [prompt.example_id, list(content.messages), list(content.tools)]
     return [prompt.example_id, content]
-
-
-def _prompt_and_completion(prompt: Prompt, text: str) -> dict[str, Any]:
-    """In the layout that the prompt has: text, or messages."""
-    if isinstance(prompt.content, str):
-        return {"prompt": prompt.content, "completion": text}
-    tools = {"tools": list(prompt.content.tools)} if prompt.content.tools else {}
-    return {
-        "prompt": list(prompt.content.messages),
-        "completion": [{"role": "assistant", "content": text.strip()}],
-        **tools,
-    }

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
 from atlantis.evaluation.maths_comparison import MEAN
+from atlantis.report.page import environment
 from atlantis.report.words import counted, estimate, percent
 
 VERSION = 1
@@ -49,14 +49,8 @@ def build(
 
 def render(document: Mapping[str, Any]) -> str:
     """The page of a document that `build` made."""
-    environment = Environment(
-        loader=PackageLoader("atlantis.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("maths.html.j2").render(
+    template = environment().get_template("maths.html.j2")
+    return template.render(
         report=document,
         tables=[results_table(found) for found in document["results"]],
         rewriting=rewriting_table(document["rewriting"]),

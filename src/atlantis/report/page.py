@@ -22,7 +22,7 @@ _CHECK_WORDS = {
 def render(document: Mapping[str, Any]) -> str:
     """The page of a report document, as `atlantis.report.stage.build` makes it."""
     return (
-        _environment()
+        environment()
         .get_template("template.html.j2")
         .render(
             report=document,
@@ -40,7 +40,7 @@ def render(document: Mapping[str, Any]) -> str:
 def render_figures(title: str, captioned: Mapping[str, str]) -> str:
     """A page of nothing but charts: SVG by its caption."""
     return (
-        _environment()
+        environment()
         .get_template("figure.html.j2")
         .render(
             title=title,
@@ -50,16 +50,17 @@ def render_figures(title: str, captioned: Mapping[str, str]) -> str:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """What turns the templates of this package into pages; texts are escaped."""
+    made = Environment(
         loader=PackageLoader("atlantis.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["tight"] = tight
-    return environment
+    made.filters["tight"] = tight
+    return made
 
 
 def tight(sentence: str) -> str:

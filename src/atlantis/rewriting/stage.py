@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from atlantis.data.demonstrations import Demonstration
 from atlantis.disk import exclusive, read_json, sync_folder, write_json, write_text
-from atlantis.errors import ConfigError, DataError, StoreError
+from atlantis.errors import ConfigError, DataError
 from atlantis.generation.backends import (
     GenerationBackend,
     ProxyGeneration,
@@ -37,7 +37,7 @@ from atlantis.rewriting.golds import gold_of
 from atlantis.rewriting.likelihood import Likelihood
 from atlantis.rewriting.summary import Summary
 from atlantis.rewriting.window import DROPPED, GUIDED, Rewriter, Score
-from atlantis.store import begin, check_fingerprint
+from atlantis.store import begin, is_made
 from atlantis.verification.claims import Verifier
 from atlantis.verification.config import open_verifier
 
@@ -78,16 +78,12 @@ class RewritingJob:
             fingerprint = self._fingerprint(verifier, digest)
             report, manifest = (_beside(out, name) for name in ("report.json", "manifest.json"))
             partial = _beside(out, "partial")
-            if out.exists():
-                if not manifest.is_file():
-                    raise StoreError(f"{out} holds other rows; choose another file")
-                check_fingerprint(out, read_json(manifest)["fingerprint"], fingerprint)
+            if is_made(out, manifest, fingerprint):
                 shutil.rmtree(partial, ignore_errors=True)
                 return read_json(report)
             stack.enter_context(exclusive(partial))
             begin(partial, fingerprint)
-            parts = self._parts(partial, verifier, num_rows)
-            summary = Summary.of(row for part in parts for row in _rows_of(part))
+            parts, summary = self._parts(partial, verifier, num_rows)
             write_json(report, summary.report(policy=self.policy))
             write_json(manifest, {"fingerprint": fingerprint})
             _join(parts, out)
@@ -122,8 +118,10 @@ class RewritingJob:
             "backend": self.backend.fingerprint(),
         }
 
-    def _parts(self, partial: Path, verifier: Verifier, num_rows: int) -> list[Path]:
-        """The parts, those made that are not there."""
+    def _parts(
+        self, partial: Path, verifier: Verifier, num_rows: int
+    ) -> tuple[list[Path], Summary]:
+        """The parts, those made that are not there, and what stands in them."""
         parts: list[Path] = []
         summary = Summary()
         with LazyGenerator(self.backend) as generator, progress_bar() as bar:
@@ -142,7 +140,7 @@ class RewritingJob:
                     shutil.rmtree(folder, ignore_errors=True)
                 summary.add(_rows_of(part))
                 bar.update(task, advance=len(window), description=summary.rates())
-        return parts
+        return parts, summary
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any
 
 from atlantis.rewriting.window import DROPPED, EXPERT, GUIDED, SELF
 
@@ -25,13 +25,6 @@ class Summary:
         self._errors: list[dict[str, Any]] = []
         self._num_unasked: Counter[str] = Counter()
         self._unasked: list[str] = []
-
-    @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Self:
-        """The summary of some rows."""
-        summary = cls()
-        summary.add(rows)
-        return summary
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Count more rows."""

@@ -4,12 +4,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from atlantis.data.demonstrations import Demonstration
-from atlantis.data.prompts import Prompt
+from atlantis.data.prompts import Prompt, completed_fields
 from atlantis.generation.requests import Completion, Request
 from atlantis.records import Row
 from atlantis.rewriting.config import RewritingConfig
@@ -130,7 +131,7 @@ class Rewriter:
             return "empty"
         if not is_guided:
             return None
-        if LeakFilter(self.config.leaks).leak(completion.text, plain_text(row.prompt)):
+        if self._leaks.leak(completion.text, plain_text(row.prompt)):
             return "leak"
         if self._is_label:
             return None
@@ -146,6 +147,10 @@ class Rewriter:
             if candidates := tried.kept:
                 return stage, self._best(row, candidates)
         return (EXPERT if self.config.fallback == "expert" else DROPPED), None
+
+    @cached_property
+    def _leaks(self) -> LeakFilter:
+        return LeakFilter(self.config.leaks)
 
     @property
     def _is_label(self) -> bool:
@@ -184,7 +189,7 @@ class Rewriter:
         completion = row.expert if kept is None else kept.completion.text
         fields = {
             "example_id": row.example_id,
-            **_prompt_and_completion(row, completion),
+            **completed_fields(row.prompt, completion),
             "answer": row.answer,
             "source": source,
             "attempt": None if kept is None else kept.number,
@@ -223,15 +228,6 @@ class Rewriter:
 def _claim(row: Demonstration, made: Completion) -> Claim:
     prompt = plain_text(row.prompt)
     return Claim(row.example_id, prompt, row.answer or "", made.text, made.finish_reason)
-
-
-def _prompt_and_completion(row: Demonstration, text: str) -> dict[str, Any]:
-    content = row.prompt.content
-    if isinstance(content, str):
-        return {"prompt": content, "completion": text}
-    tools = {"tools": list(content.tools)} if content.tools else {}
-    said = [{"role": "assistant", "content": text.strip()}]
-    return {"prompt": list(content.messages), "completion": said, **tools}
 
 
 def _completion_text(fields: dict[str, Any]) -> str:
